@@ -1,0 +1,163 @@
+package mail
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// BodyType is the BODY parameter of MAIL: RFC 6152, RFC 3030.
+type BodyType string
+
+// The body types. The zero value means that the client said nothing.
+const (
+	Body7Bit       BodyType = "7BIT"
+	Body8BitMIME   BodyType = "8BITMIME"
+	BodyBinaryMIME BodyType = "BINARYMIME"
+)
+
+// Ret says how much of the content a failure report returns: RFC 3461 §4.3.
+type Ret string
+
+// The values of RET. The zero value leaves the choice to us.
+const (
+	RetFull Ret = "FULL"
+	RetHdrs Ret = "HDRS"
+)
+
+// Notify is the set of conditions under which the sender wants a report
+// about one recipient: RFC 3461 §4.1.
+type Notify uint8
+
+// The members of Notify. The zero value is "not given": failure and, if we
+// choose, delay. NotifyNever stands alone.
+const (
+	NotifyNever Notify = 1 << iota
+	NotifySuccess
+	NotifyFailure
+	NotifyDelay
+)
+
+// Wants reports whether a report of the given kind is wanted. Without NOTIFY
+// failures and delays are reported: RFC 3461 §4.1.
+func (n Notify) Wants(kind Notify) bool {
+	if n == 0 {
+		return kind&(NotifyFailure|NotifyDelay) != 0
+	}
+	return n&kind != 0
+}
+
+// String returns the esmtp-value of NOTIFY, or "" if it was not given.
+func (n Notify) String() string {
+	if n&NotifyNever != 0 {
+		return "NEVER"
+	}
+	var words []string
+	for _, k := range []struct {
+		bit  Notify
+		word string
+	}{{NotifySuccess, "SUCCESS"}, {NotifyFailure, "FAILURE"}, {NotifyDelay, "DELAY"}} {
+		if n&k.bit != 0 {
+			words = append(words, k.word)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// Envelope is what the client said of the message outside its content:
+// RFC 5321 §2.3.1. It never changes after acceptance.
+type Envelope struct {
+	ReversePath ReversePath
+	Body        BodyType
+	SMTPUTF8    bool   // the message needs RFC 6531 at the next hop
+	Ret         Ret    // RFC 3461 §4.3
+	EnvID       string // RFC 3461 §4.4, xtext decoded
+}
+
+// Message is an accepted message without its content and recipients: facts
+// that never change, so they may travel on the bus.
+type Message struct {
+	ID          QueueID
+	Envelope    Envelope
+	Tenant      string
+	Priority    int16 // higher goes first; 0 is ordinary
+	SizeBytes   int64 // of the content as stored, with our Received field
+	AcceptedAt  time.Time
+	Traceparent string // W3C trace context of span ingress.accept
+}
+
+// Recipient is one forward-path of a message and what its sender asked.
+type Recipient struct {
+	No          int32 // 1 to n, in the order of RCPT
+	ForwardPath ForwardPath
+	Domain      Domain // of ForwardPath, normalised
+	Notify      Notify
+	ORCPT       string    // RFC 3461 §4.2 "addr-type;address", xtext decoded; "" if not given
+	ExpiresAt   time.Time // not tried at or after this time
+}
+
+// Pending is a recipient that waits for its next attempt.
+type Pending struct {
+	Recipient
+	Attempt int32 // the fence: the number of claims so far; a claim adds one
+	Tries   int16 // the number of attempts that ended in a delay; the place in the retry schedule
+}
+
+// Submission is a message that a client hands to us, ready to be accepted.
+type Submission struct {
+	Message
+	Recipients []Recipient
+	Content    []byte // header section and body, as it will be relayed, CRLF lines, not dot-stuffed
+	Client     Client
+	HeaderID   string  // the Message-ID field (RFC 5322 §3.6.4), for look-ups; "" if none
+	ReportOf   QueueID // the message that this DSN reports on; zero for other mail
+}
+
+// Client is who submitted a message, and how.
+type Client struct {
+	Address  netip.Addr // invalid for mail made by postrider itself
+	Hello    string     // the argument of EHLO or HELO
+	Protocol string     // the "with" of Received: SMTP, ESMTP, ESMTPS, ESMTPSA, UTF8SMTP, ... (RFC 3848, RFC 6531 §4.3)
+}
+
+// QueuedMessage is a message with those of its recipients that are due.
+type QueuedMessage struct {
+	Message
+	Recipients []Pending
+}
+
+// EnhancedCode is an enhanced mail system status code: RFC 3463.
+type EnhancedCode struct{ Class, Subject, Detail uint16 }
+
+// String returns the dotted form, such as "5.1.1".
+func (c EnhancedCode) String() string {
+	return fmt.Sprintf("%d.%d.%d", c.Class, c.Subject, c.Detail)
+}
+
+// IsZero reports whether no code was given.
+func (c EnhancedCode) IsZero() bool { return c == EnhancedCode{} }
+
+// Reply is what an SMTP server says to a command: RFC 5321 §4.2.
+type Reply struct {
+	Code     int
+	Enhanced EnhancedCode // zero if the reply has none
+	Lines    []string     // text of each line, without code and enhanced code
+}
+
+// Text joins the lines of the reply with one space each.
+func (r Reply) Text() string { return strings.Join(r.Lines, " ") }
+
+// String returns the reply on one line: code, enhanced code, text.
+func (r Reply) String() string {
+	if r.Enhanced.IsZero() {
+		return strings.TrimSpace(fmt.Sprintf("%d %s", r.Code, r.Text()))
+	}
+	return strings.TrimSpace(fmt.Sprintf("%d %s %s", r.Code, r.Enhanced, r.Text()))
+}
+
+// Positive reports a 2yz or 3yz reply; Transient 4yz; Permanent 5yz:
+// RFC 5321 §4.2.1.
+func (r Reply) Positive() bool  { return r.Code >= 200 && r.Code < 400 }
+func (r Reply) Transient() bool { return r.Code >= 400 && r.Code < 500 }
+func (r Reply) Permanent() bool { return r.Code >= 500 && r.Code < 600 }

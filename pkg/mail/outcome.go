@@ -1,0 +1,74 @@
+package mail
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Action is what became of a recipient in one attempt: RFC 3464 §2.3.3, and
+// our own actions that end a recipient without a remote reply.
+type Action string
+
+// The actions. Relayed, Failed, Expired and Cancelled are final states of a
+// recipient too. Delayed leaves it queued.
+const (
+	Relayed   Action = "relayed"
+	Delayed   Action = "delayed"
+	Failed    Action = "failed"
+	Expired   Action = "expired"
+	Cancelled Action = "cancelled"
+)
+
+// Final reports whether the action ends the recipient.
+func (a Action) Final() bool { return a != Delayed }
+
+// Phase is the point of the walk at which an outcome was decided.
+type Phase string
+
+// The phases, in the order of an attempt.
+const (
+	PhaseResolve  Phase = "resolve"  // look-up of the route
+	PhaseConnect  Phase = "connect"  // TCP connection
+	PhaseBanner   Phase = "banner"   // the 220 greeting
+	PhaseHello    Phase = "ehlo"     // EHLO or HELO
+	PhaseStartTLS Phase = "starttls" // STARTTLS and its handshake
+	PhaseMail     Phase = "mail"     // MAIL FROM
+	PhaseRcpt     Phase = "rcpt"     // RCPT TO
+	PhaseData     Phase = "data"     // DATA and its 354
+	PhaseBody     Phase = "body"     // the content, before the final dot
+	PhaseDot      Phase = "dot"      // the reply to the final dot
+	PhaseQueue    Phase = "queue"    // our own queue: expiry, operators, suspension
+)
+
+// Outcome is what one attempt said about one recipient. Every recipient of a
+// request gets exactly one.
+type Outcome struct {
+	RecipientNo   int32
+	Attempt       int32 // the fence under which the recipient was claimed
+	Action        Action
+	Status        EnhancedCode // RFC 3463; of the remote reply, or our own
+	Reply         Reply        // of the remote host; zero Code if there was none: then Lines says what happened
+	Phase         Phase
+	NextAttemptAt time.Time // for Delayed
+	Untried       bool      // for Delayed: no attempt was made (shutdown, lost lease, suspended site); the retry schedule does not advance
+	Uncertain     bool      // the final dot was sent and no reply came: the next attempt may make a duplicate (RFC 1047)
+}
+
+// Transaction is what is known of the connection that gave a set of outcomes.
+type Transaction struct {
+	StartedAt time.Time
+	Duration  time.Duration
+	Host      string         // name of the remote host; "" before one was chosen
+	Remote    netip.AddrPort // zero if no connection was made
+	Local     netip.AddrPort
+	TLS       string // such as "TLS1.3 TLS_AES_128_GCM_SHA256"; "" in plaintext
+	Site      Site
+}
+
+// Settlement carries the outcomes of one delivery request into one
+// transaction.
+type Settlement struct {
+	Message     Message
+	Transaction Transaction
+	Outcomes    []Outcome
+}

@@ -1,0 +1,64 @@
+package mail
+
+import (
+	"hash/fnv"
+	"net/netip"
+	"time"
+)
+
+// Slots is the number of slots that sites hash into. Each slot has one home
+// worker at a time.
+const Slots = 64
+
+// Site is the identity to which limits apply: a provider block, the rollup
+// of a sorted MX set, or host:port of a smart host.
+type Site string
+
+// Slot returns the slot that the site hashes into, 0 to Slots-1. It must
+// never change for a site while any mail waits for it.
+func (s Site) Slot() int16 {
+	h := fnv.New32a()
+	h.Write([]byte(s))
+	return int16(h.Sum32() % Slots)
+}
+
+// TLSLevel says what a route demands of TLS at the next hop.
+type TLSLevel string
+
+// The TLS levels, weakest first.
+const (
+	TLSNone    TLSLevel = "none"
+	TLSMay     TLSLevel = "may"     // STARTTLS when offered, any certificate, plaintext when it fails
+	TLSEncrypt TLSLevel = "encrypt" // STARTTLS, any certificate
+	TLSVerify  TLSLevel = "verify"  // STARTTLS, certificate verified for the host name
+)
+
+// Host is one mail exchanger of a route.
+type Host struct {
+	Name       string // A-label name without a final dot, or an address literal
+	Preference uint16
+	Port       uint16
+	Addresses  []netip.Addr // in the order to be tried
+}
+
+// Route is the way to a next hop: RFC 5321 §5.1. Recipients with equal
+// routes can share a transaction.
+type Route struct {
+	Site      Site
+	Hosts     []Host // best preference first; never empty
+	TLS       TLSLevel
+	SmartHost bool // from the routing table, not from MX records
+	ExpiresAt time.Time
+}
+
+// DeliveryRequest is the unit that is handed to delivery: the recipients of
+// one message that go one route.
+type DeliveryRequest struct {
+	Message    Message
+	Route      *Route // shared between requests; read only
+	Recipients []Pending
+}
+
+// WorkerID names one delivery process for as long as it lives. Ids are never
+// used again.
+type WorkerID int32
