@@ -1,0 +1,77 @@
+package shaping
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/retry"
+)
+
+// Rate allows so many events in any window of the length of Period. The zero
+// value sets no bound.
+type Rate struct {
+	Events int
+	Period time.Duration
+	Burst  int // max_burst: how many may follow each other at once; 0 leaves it to the pacer
+}
+
+// maxEvents bounds the memory that a window of events costs.
+const maxEvents = 1_000_000
+
+// ParseRate reads a rate as KumoMTA writes it: "100/s", "1000/30min",
+// "500/hour,max_burst=1", or "unlimited".
+func ParseRate(text string) (Rate, error) {
+	if strings.TrimSpace(text) == "unlimited" {
+		return Rate{}, nil
+	}
+	quota, option, hasOption := strings.Cut(text, ",")
+	number, period, ok := strings.Cut(quota, "/")
+	events, err := strconv.Atoi(strings.TrimSpace(number))
+	if !ok || err != nil || events < 1 || events > maxEvents {
+		return Rate{}, fmt.Errorf("rate %q: want N/period with N from 1 to %d, such as 100/min", text, maxEvents)
+	}
+	period = strings.TrimSpace(period)
+	if period != "" && (period[0] < '0' || period[0] > '9') {
+		period = "1" + period
+	}
+	length, err := retry.ParseDuration(period)
+	if err != nil {
+		return Rate{}, fmt.Errorf("rate %q: %w", text, err)
+	}
+	r := Rate{Events: events, Period: length}
+	if hasOption {
+		name, value, _ := strings.Cut(option, "=")
+		r.Burst, err = strconv.Atoi(strings.TrimSpace(value))
+		if strings.TrimSpace(name) != "max_burst" || err != nil || r.Burst < 1 {
+			return Rate{}, fmt.Errorf("rate %q: want max_burst=N with N of 1 or more behind the comma", text)
+		}
+	}
+	return r, nil
+}
+
+// IsUnlimited reports whether the rate sets no bound.
+func (r Rate) IsUnlimited() bool { return r.Events == 0 }
+
+// Slower returns the rate that allows fewer events over time.
+func (r Rate) Slower(other Rate) Rate {
+	if r.IsUnlimited() || !other.IsUnlimited() && other.perSecond() < r.perSecond() {
+		return other
+	}
+	return r
+}
+
+func (r Rate) perSecond() float64 { return float64(r.Events) / r.Period.Seconds() }
+
+// String returns the text form that ParseRate reads back.
+func (r Rate) String() string {
+	if r.IsUnlimited() {
+		return "unlimited"
+	}
+	text := fmt.Sprintf("%d/%s", r.Events, retry.Duration(r.Period))
+	if r.Burst > 0 {
+		text += fmt.Sprintf(",max_burst=%d", r.Burst)
+	}
+	return text
+}

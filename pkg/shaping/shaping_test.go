@@ -1,0 +1,309 @@
+package shaping_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/retry"
+	"github.com/postrider/postrider/pkg/shaping"
+)
+
+const sample = `
+["default"]
+connection_limit = 8
+max_connection_rate = "100/min"
+max_age = "3 days"
+
+[provider."google"]
+match = [{MXSuffix=".google.com"}, {MXSuffix=".googlemail.com"}, {DomainSuffix="gmail.com"}]
+connection_limit = 5
+max_deliveries_per_connection = 50
+enable_tls = "Required"
+
+[provider."small"]
+match = [{HostName="mx.small.test"}]
+max_message_rate = "20/s,max_burst=1"
+
+["bücher.example"]
+retry_schedule = "1m,2m"
+idle_timeout = "60s"
+
+["apart.example"]
+mx_rollup = false
+connection_limit = 2
+
+["relay.example:2525"]
+max_ready = 7
+enable_tls = "OpportunisticInsecure"
+`
+
+func load(t *testing.T, text string) (*shaping.Shaping, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "shaping.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return shaping.Load(config(t, path))
+}
+
+func config(t *testing.T, path string) shaping.Config {
+	t.Helper()
+	schedule, err := retry.Parse("5m,10m,4h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shaping.Config{
+		File:             path,
+		RetrySchedule:    schedule,
+		MessageLifetime:  retry.Duration(5 * 24 * time.Hour),
+		DelayNoticeAfter: retry.Duration(4 * time.Hour),
+	}
+}
+
+func mustLoad(t *testing.T, text string) *shaping.Shaping {
+	t.Helper()
+	s, err := load(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func hosts(names ...string) []mail.Host {
+	var all []mail.Host
+	for _, n := range names {
+		all = append(all, mail.Host{Name: n})
+	}
+	return all
+}
+
+func TestWithoutFileTheEnvironmentCounts(t *testing.T) {
+	s, err := shaping.Load(config(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := s.For("example.com", "", nil)
+	want := shaping.Limits{
+		Connections:           10,
+		ConnectionRate:        shaping.Rate{Events: 100, Period: time.Minute},
+		MessageRate:           shaping.Rate{Events: 100, Period: time.Second},
+		MessagesPerConnection: 100,
+		Ready:                 1000,
+	}
+	if diff := cmp.Diff(want, v.Limits); diff != "" {
+		t.Error(diff)
+	}
+	if v.MessageLifetime != 120*time.Hour || v.DelayNoticeAfter != 4*time.Hour || v.RetrySchedule.String() != "5m,10m,4h" {
+		t.Errorf("lifetime %v, delay notice %v, schedule %v are not the environment's", v.MessageLifetime, v.DelayNoticeAfter, v.RetrySchedule)
+	}
+	if v.RecipientsPerTransaction != 100 || v.IdleTimeout != 15*time.Second || v.TLS != mail.TLSMay || v.Named {
+		t.Errorf("unexpected values %+v", v)
+	}
+}
+
+func TestLayers(t *testing.T) {
+	s := mustLoad(t, sample)
+	for _, c := range []struct {
+		name   string
+		domain mail.Domain
+		site   mail.Site
+		hosts  []mail.Host
+		check  func(shaping.Values) bool
+	}{
+		{"default over environment", "a.example", "", hosts("mx.a.example"), func(v shaping.Values) bool {
+			return v.Connections == 8 && v.MessageLifetime == 72*time.Hour && v.MessagesPerConnection == 100
+		}},
+		{"provider by MX suffix", "corp.example", "", hosts("aspmx.l.google.com", "alt1.aspmx.l.google.com"), func(v shaping.Values) bool {
+			return v.Connections == 5 && v.MessagesPerConnection == 50 && v.TLS == mail.TLSVerify && v.MessageLifetime == 72*time.Hour && !v.Named
+		}},
+		{"one MX elsewhere is not the provider's", "corp.example", "", hosts("aspmx.l.google.com", "mx.corp.example"), func(v shaping.Values) bool {
+			return v.Connections == 8
+		}},
+		{"provider by domain suffix, before the route is known", "gmail.com", "", nil, func(v shaping.Values) bool {
+			return v.Connections == 5
+		}},
+		{"provider by host name", "s.example", "", hosts("mx.small.test"), func(v shaping.Values) bool {
+			return v.MessageRate == shaping.Rate{Events: 20, Period: time.Second, Burst: 1} && v.Connections == 8
+		}},
+		{"domain in U-label form", "xn--bcher-kva.example", "", nil, func(v shaping.Values) bool {
+			return v.RetrySchedule.String() == "1m,2m" && v.IdleTimeout == time.Minute && !v.Named
+		}},
+		{"domain sets a limit", "apart.example", "", nil, func(v shaping.Values) bool {
+			return v.Connections == 2 && v.Named
+		}},
+		{"smart host by site", "any.example", "relay.example:2525", hosts("relay.example"), func(v shaping.Values) bool {
+			return v.Ready == 7 && v.TLS == mail.TLSMay && v.Named
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if v := s.For(c.domain, c.site, c.hosts); !c.check(v) {
+				t.Errorf("got %+v", v)
+			}
+		})
+	}
+}
+
+func TestSite(t *testing.T) {
+	s := mustLoad(t, sample)
+	for _, c := range []struct {
+		domain mail.Domain
+		hosts  []mail.Host
+		want   mail.Site
+	}{
+		{"apart.example", hosts("aspmx.l.google.com"), "domain:apart.example"},
+		{"corp.example", hosts("aspmx.l.google.com"), "provider:google"},
+		{"else.example", hosts("mx.else.example"), ""},
+		{"else.example", nil, ""},
+	} {
+		if got := s.Site(c.domain, c.hosts); got != c.want {
+			t.Errorf("%s: got site %q, want %q", c.domain, got, c.want)
+		}
+	}
+}
+
+func TestExplainNamesTheBlockThatCounts(t *testing.T) {
+	s := mustLoad(t, sample)
+	got := s.Explain("apart.example", "", hosts("aspmx.l.google.com"))
+	want := []shaping.Origin{
+		{Key: "connection_limit", Block: `"apart.example"`},
+		{Key: "enable_tls", Block: `provider."google"`},
+		{Key: "max_age", Block: `"default"`},
+		{Key: "max_connection_rate", Block: `"default"`},
+		{Key: "max_deliveries_per_connection", Block: `provider."google"`},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestEveryErrorIsNamedAtOnce(t *testing.T) {
+	_, err := load(t, `
+stray = 1
+["default"]
+connection_limt = 3
+connection_limit = 0
+mx_rollup = false
+[provider."p"]
+max_message_rate = "fast"
+mx_rollup = false
+[provider."q"]
+match = [{MXSuffix="a", HostName="b"}]
+max_age = 5
+["d.example"]
+enable_tls = "Maybe"
+retry_schedule = "5m,tea"
+mx_rollup = "no"
+["D.example"]
+max_ready = 3
+[example.com]
+connection_limit = 1
+`)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		"shaping.toml", "stray: want a block",
+		`"default".connection_limt: unknown key`, `"default".connection_limit: 0: want a whole number`, `"default".mx_rollup: only`,
+		`provider."p".match: want a list`, `provider."p".max_message_rate: rate "fast"`, `provider."p".mx_rollup: only`,
+		`provider."q".match: `, `provider."q".max_age: 5: want a duration`,
+		`"d.example".enable_tls: Maybe`, `"d.example".retry_schedule: `, `"tea"`, `"d.example".mx_rollup: want true or false`,
+		`another block for this domain`, `"example".com: unknown key (a domain`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q:\n%v", want, err)
+		}
+	}
+}
+
+func TestMissingFileAndBrokenSyntax(t *testing.T) {
+	if _, err := shaping.Load(config(t, filepath.Join(t.TempDir(), "none.toml"))); err == nil {
+		t.Error("a file that is not there gives no error")
+	}
+	if _, err := load(t, `["default"`); err == nil {
+		t.Error("broken TOML gives no error")
+	}
+}
+
+func TestRateText(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want shaping.Rate
+	}{
+		{"100/s", shaping.Rate{Events: 100, Period: time.Second}},
+		{"100/min", shaping.Rate{Events: 100, Period: time.Minute}},
+		{" 5 / hour ", shaping.Rate{Events: 5, Period: time.Hour}},
+		{"10/30min", shaping.Rate{Events: 10, Period: 30 * time.Minute}},
+		{"500/d,max_burst=1", shaping.Rate{Events: 500, Period: 24 * time.Hour, Burst: 1}},
+		{"unlimited", shaping.Rate{}},
+	} {
+		got, err := shaping.ParseRate(c.text)
+		if err != nil || got != c.want {
+			t.Errorf("%q: got %v, %v, want %v", c.text, got, err, c.want)
+		}
+		if back, err := shaping.ParseRate(got.String()); err != nil || back != got {
+			t.Errorf("%v reads back as %v, %v", got, back, err)
+		}
+	}
+	for _, text := range []string{"", "100", "0/s", "-1/s", "1.5/s", "100/", "100/fortnight", "1/s,burst=2", "1/s,max_burst=0", "2000000/s"} {
+		if r, err := shaping.ParseRate(text); err == nil {
+			t.Errorf("%q: got %v, want an error", text, r)
+		}
+	}
+}
+
+func TestStricterNeverAllowsMore(t *testing.T) {
+	drawRate := func(t *rapid.T) shaping.Rate {
+		if rapid.Bool().Draw(t, "unlimited") {
+			return shaping.Rate{}
+		}
+		periods := []time.Duration{time.Second, time.Minute, time.Hour}
+		return shaping.Rate{Events: rapid.IntRange(1, 1000).Draw(t, "events"), Period: rapid.SampledFrom(periods).Draw(t, "period")}
+	}
+	perHour := func(r shaping.Rate) float64 {
+		if r.IsUnlimited() {
+			return 1e18
+		}
+		return float64(r.Events) * float64(time.Hour) / float64(r.Period)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func() shaping.Limits {
+			n := rapid.IntRange(1, 100)
+			return shaping.Limits{
+				Connections: n.Draw(t, "connections"), Ready: n.Draw(t, "ready"), MessagesPerConnection: n.Draw(t, "messages"),
+				MessageRate: drawRate(t), ConnectionRate: drawRate(t),
+			}
+		}
+		a, b := draw(), draw()
+		s := a.Stricter(b)
+		for _, l := range []shaping.Limits{a, b} {
+			if s.Connections > l.Connections || s.Ready > l.Ready || s.MessagesPerConnection > l.MessagesPerConnection ||
+				perHour(s.MessageRate) > perHour(l.MessageRate) || perHour(s.ConnectionRate) > perHour(l.ConnectionRate) {
+				t.Fatalf("%+v is not as strict as %+v", s, l)
+			}
+		}
+	})
+}
+
+func TestProvidersAreFoundAlikeByEveryProcess(t *testing.T) {
+	s := mustLoad(t, `
+[provider."b"]
+match = [{DomainSuffix=".both.example"}]
+[provider."a"]
+match = [{DomainSuffix=".both.example"}]
+`)
+	var got []string
+	for range 20 {
+		got = append(got, s.Provider("x.both.example", nil))
+	}
+	if slices.ContainsFunc(got, func(id string) bool { return id != "a" }) {
+		t.Errorf("got %v, want the first by name each time", got)
+	}
+}
