@@ -51,6 +51,7 @@ type Outcome struct {
 	Phase         Phase
 	NextAttemptAt time.Time // for Delayed
 	Untried       bool      // for Delayed: no attempt was made (shutdown, lost lease, suspended site); the retry schedule does not advance
+	ReportAt      time.Time // when the sender is to hear of it; zero: not at all. PlanReport sets it
 	Uncertain     bool      // the final dot was sent and no reply came: the next attempt may make a duplicate (RFC 1047)
 }
 
@@ -71,4 +72,28 @@ type Settlement struct {
 	Message     Message
 	Transaction Transaction
 	Outcomes    []Outcome
+}
+
+// PlanReport sets when the sender is to hear of the outcome. A delay is
+// noticed delayNotice after acceptance (0: never) and only by the first delay
+// of a recipient, so that there is one notice. handedOn says that the next
+// hop took over the duty to report success (RFC 3461 §5.2.2).
+func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, handedOn bool) {
+	now := m.AcceptedAt // due at once: any moment that has passed
+	switch {
+	case m.Envelope.ReversePath.IsNull():
+		// RFC 5321 §4.5.5: never a report about a report.
+	case o.Action == Failed || o.Action == Expired:
+		if r.Notify.Wants(NotifyFailure) {
+			o.ReportAt = now
+		}
+	case o.Action == Relayed:
+		if r.Notify.Wants(NotifySuccess) && !handedOn {
+			o.ReportAt = now
+		}
+	case o.Action == Delayed:
+		if r.Tries == 0 && delayNotice > 0 && r.Notify.Wants(NotifyDelay) && !o.Untried {
+			o.ReportAt = m.AcceptedAt.Add(delayNotice)
+		}
+	}
 }
