@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/postrider/postrider/tests/internal/proc"
+	"github.com/postrider/postrider/tests/world"
 )
 
 func main() {
@@ -22,7 +24,8 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, options{*names, *which, *rounds, *messages, *keep}); err != nil {
+	err := bench(ctx, options{*names, *which, *rounds, *messages, *keep})
+	if err := errors.Join(err, world.RemoveBuild()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -98,6 +101,8 @@ func newSystem(name string) (system, error) {
 	switch name {
 	case "postfix":
 		return &postfix{}, nil
+	case "postrider":
+		return &postrider{}, nil
 	}
 	return nil, fmt.Errorf("no system %q: want postfix or postrider", name)
 }

@@ -1,0 +1,77 @@
+package world
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/tests/internal/proc"
+)
+
+// Main runs the tests of a package and removes the binaries afterwards.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := RemoveBuild(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// Start runs a world for the time of a test. The test fails if a process of
+// it does not end in good order, and shows the logs when it fails.
+func Start(tb testing.TB, o Options) *World {
+	tb.Helper()
+	w, err := New(tb.Context(), o)
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Log(w.Logs())
+		}
+		if err := w.Close(); err != nil {
+			tb.Errorf("close the world: %v", err)
+		}
+	})
+	if err != nil {
+		tb.Fatalf("start the world: %v", err)
+	}
+	return w
+}
+
+// Host runs a scripted remote host under a name for the time of a test.
+func (w *World) Host(tb testing.TB, name string, script smtptest.Script) *smtptest.Server {
+	tb.Helper()
+	var err error
+	if script.Address, err = w.Remote(name); err != nil {
+		tb.Fatal(err)
+	}
+	script.Hostname = name
+	return smtptest.Start(tb, script)
+}
+
+// MX gives a domain its mail exchangers, such as "10 mx1.example".
+func (w *World) MX(tb testing.TB, domain string, mx ...string) {
+	tb.Helper()
+	if err := w.SetMX(domain, mx...); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Eventually waits until check returns nil. After the limit the test ends
+// with the last error of check and what was waited for.
+func (w *World) Eventually(tb testing.TB, limit time.Duration, what string, check func(context.Context) error) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeoutCause(tb.Context(), limit, fmt.Errorf("not within %s", limit))
+	defer cancel()
+	if err := proc.Poll(ctx, check); err != nil {
+		tb.Fatalf("%s: %v", what, err)
+	}
+}
+
+// WaitIdle waits until nothing is queued and nothing is to be reported.
+func (w *World) WaitIdle(tb testing.TB, limit time.Duration) {
+	tb.Helper()
+	w.Eventually(tb, limit, "nothing queued any more", w.Idle)
+}
