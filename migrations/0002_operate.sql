@@ -211,7 +211,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
     WITH changed AS (
         UPDATE recipients r
         SET state = 'cancelled', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false,
-            next_attempt_at = NULL, final_at = now()
+            next_attempt_at = NULL, final_at = now(), final_reported = true
         FROM matching($2, $3, $4, $5, $6, '{queued,held}') x
         WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
         RETURNING r.queue_id, r.recipient_no, r.attempt),

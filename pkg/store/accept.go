@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+const (
+	// ChunkBytes is the size of a stored chunk of content. Content up to one
+	// chunk is read with the claim; larger content is streamed.
+	ChunkBytes = 256 << 10
+
+	// Rearm is how long a hint may stay without a claim before the scheduler
+	// looks whether it was lost.
+	Rearm = 10 * time.Second
+)
+
+// PartialError says which submissions of a group were not accepted: those
+// with a non-nil error. The others are durable.
+type PartialError struct{ Errors []error }
+
+// Error names the first failure.
+func (e *PartialError) Error() string { return errors.Join(e.Errors...).Error() }
+
+// Accept makes a group of submissions durable in one transaction. When it
+// returns nil, or a *PartialError without an error for a submission, the
+// commit of that submission is on disk. Any other error leaves the group
+// unaccepted, or, if the connection broke at the commit, unknown: the caller
+// must answer with a temporary failure.
+//
+// A submission whose values Postgres refuses does not take the others with
+// it: the group is then accepted one by one.
+func (s *Store) Accept(ctx context.Context, group []*mail.Submission) error {
+	err := s.acceptGroup(ctx, group)
+	if err == nil || !aboutData(err) || len(group) == 1 {
+		return err
+	}
+	partial := &PartialError{Errors: make([]error, len(group))}
+	failed := false
+	for i := range group {
+		if partial.Errors[i] = s.acceptGroup(ctx, group[i:i+1]); partial.Errors[i] != nil {
+			failed = true
+		}
+	}
+	if failed {
+		return partial
+	}
+	return nil
+}
+
+// acceptBuffers are reused: a group is copied once, into one buffer.
+var acceptBuffers = sync.Pool{New: func() any { return new(copyMessage) }}
+
+func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error {
+	c := acceptBuffers.Get().(*copyMessage)
+	defer func() {
+		if cap(c.buf) <= 16<<20 { // an unusual group does not keep its memory
+			acceptBuffers.Put(c)
+		}
+	}()
+	c.buf = c.buf[:0]
+	appendAccept(c, group, "BEGIN; ", "COMMIT")
+	err := s.copyInOneWrite(ctx, c)
+	if hasCode(err, undefinedTable) {
+		// The scheduler makes partitions ahead of time. Without one for a
+		// day, we make ours.
+		if err = s.EnsurePartitions(ctx, group[0].ID.Time(), group[len(group)-1].ID.Time()); err == nil {
+			err = s.copyInOneWrite(ctx, c)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("accept %d messages: %w", len(group), err)
+	}
+	return nil
+}
+
+// copyInOneWrite sends prepared COPYs and reads all replies. On an error of
+// the server the rest of the statements is skipped by the protocol, and the
+// transaction is rolled back.
+func (s *Store) copyInOneWrite(ctx context.Context, c *copyMessage) error {
+	conn, err := s.durable.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return copyOn(ctx, conn.Conn().PgConn(), c)
+}
+
+// copyOn talks to Postgres below pgx. A broken connection is closed, so that
+// its pool drops it.
+func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
+	broken := func(err error) error {
+		pg.Conn().Close()
+		closeCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		cancel()
+		// The error at hand says what happened; closing twice adds nothing.
+		pg.Close(closeCtx) //nolint:errcheck
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { pg.Conn().SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection fails below
+	defer stop()
+	if _, err := pg.Conn().Write(c.buf); err != nil {
+		return broken(err)
+	}
+	var failure error
+	for {
+		msg, err := pg.Frontend().Receive()
+		if err != nil {
+			return broken(err)
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.ErrorResponse:
+			if failure == nil {
+				failure = pgconn.ErrorResponseToPgError(msg)
+			}
+		case *pgproto3.ReadyForQuery:
+			if !stop() {
+				return broken(ctx.Err()) // the deadline may have been set: do not use the connection again
+			}
+			if failure != nil && msg.TxStatus != 'I' {
+				if _, err := pg.Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+					return broken(err)
+				}
+			}
+			return failure
+		}
+	}
+}
+
+// appendAccept appends the rows of a group: one COPY for each table and leaf,
+// all in one query between before and after.
+func appendAccept(c *copyMessage, group []*mail.Submission, before, after string) {
+	id := func(sub *mail.Submission) mail.QueueID { return sub.ID }
+	batches := byLeaf(group, id, hour) // an hour lies within a day
+	var sql strings.Builder
+	sql.WriteString(before)
+	for _, b := range batches {
+		d := day(b.items[0].ID)
+		fmt.Fprintf(&sql, copyMessages, d)
+		fmt.Fprintf(&sql, copyRecipients, d)
+		fmt.Fprintf(&sql, copyContents, b.leaf)
+	}
+	sql.WriteString(after)
+	c.query(sql.String())
+	for _, b := range batches {
+		start := c.data()
+		for _, sub := range b.items {
+			appendMessage(c, sub)
+		}
+		c.done(start)
+		start = c.data()
+		for _, sub := range b.items {
+			for i := range sub.Recipients {
+				appendRecipient(c, sub, &sub.Recipients[i])
+			}
+		}
+		c.done(start)
+		start = c.data()
+		for _, sub := range b.items {
+			appendContent(c, sub)
+		}
+		c.done(start)
+	}
+}
+
+const copyMessages = `COPY messages_%s (queue_id, accepted_at, recipient_count, size_bytes, priority, smtputf8, report_of,
+reverse_path, tenant, body_type, ret, envid, traceparent, message_id, client_address, client_hello, protocol) FROM STDIN BINARY; `
+
+func appendMessage(c *copyMessage, sub *mail.Submission) {
+	c.row(17)
+	c.uuid(sub.ID)
+	c.time(sub.AcceptedAt)
+	c.int4(int32(len(sub.Recipients)))
+	c.int8(sub.SizeBytes)
+	c.int2(sub.Priority)
+	c.bool(sub.Envelope.SMTPUTF8)
+	if sub.ReportOf.IsZero() {
+		c.null()
+	} else {
+		c.uuid(sub.ReportOf)
+	}
+	c.text(string(sub.Envelope.ReversePath))
+	c.text(sub.Tenant)
+	c.text(string(sub.Envelope.Body))
+	c.text(string(sub.Envelope.Ret))
+	c.text(sub.Envelope.EnvID)
+	c.text(sub.Traceparent)
+	c.text(sub.HeaderID)
+	if sub.Client.Address.IsValid() {
+		c.text(sub.Client.Address.String())
+	} else {
+		c.text("")
+	}
+	c.text(sub.Client.Hello)
+	c.text(sub.Client.Protocol)
+}
+
+// Recipients are inserted armed: if the hint is never published, the
+// scheduler rings when next_attempt_at has come.
+const copyRecipients = `COPY recipients_%s (queue_id, recipient_no, next_attempt_at, expires_at, priority, notify, rung,
+domain, forward_path, orcpt) FROM STDIN BINARY; `
+
+func appendRecipient(c *copyMessage, sub *mail.Submission, r *mail.Recipient) {
+	c.row(10)
+	c.uuid(sub.ID)
+	c.int4(r.No)
+	c.time(sub.AcceptedAt.Add(Rearm))
+	c.time(r.ExpiresAt)
+	c.int2(sub.Priority)
+	c.int2(int16(r.Notify))
+	c.bool(true)
+	c.text(string(r.Domain))
+	c.text(string(r.ForwardPath))
+	c.text(r.ORCPT)
+}
+
+const copyContents = `COPY contents_%s (queue_id, chunk_no, content) FROM STDIN BINARY; `
+
+func appendContent(c *copyMessage, sub *mail.Submission) {
+	for no, content := int32(0), sub.Content; len(content) > 0; no++ {
+		n := min(len(content), ChunkBytes)
+		c.row(3)
+		c.uuid(sub.ID)
+		c.int4(no)
+		c.bytes(content[:n])
+		content = content[n:]
+	}
+}
+
+// AcceptStream makes one submission durable whose content is too large to
+// hold: it is read from content chunk by chunk, in a transaction of its own.
+// Memory: one chunk. It sets sub.SizeBytes. An error of content rolls
+// everything back and is returned; see Accept for the rest.
+func (s *Store) AcceptStream(ctx context.Context, sub *mail.Submission, content io.Reader) error {
+	err := inTx(ctx, s.durable, func(tx pgx.Tx) error {
+		var err error
+		if sub.SizeBytes, err = insertChunks(ctx, tx, sub.ID, content); err != nil {
+			return err
+		}
+		return acceptInTx(ctx, tx, sub)
+	})
+	if err != nil {
+		return fmt.Errorf("accept %s: %w", sub.ID, err)
+	}
+	return nil
+}
+
+func insertChunks(ctx context.Context, tx pgx.Tx, id mail.QueueID, content io.Reader) (size int64, err error) {
+	q := `INSERT INTO contents_` + hour(id) + ` (queue_id, chunk_no, content) VALUES ($1, $2, $3)`
+	chunk := make([]byte, ChunkBytes)
+	for no := int32(0); ; no++ {
+		n, err := io.ReadFull(content, chunk)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return size, err
+		}
+		if n > 0 {
+			if _, err := tx.Exec(ctx, q, id, no, chunk[:n]); err != nil {
+				return size, err
+			}
+			size += int64(n)
+		}
+		if n < len(chunk) {
+			return size, nil
+		}
+	}
+}
+
+// acceptInTx accepts a submission as part of a larger transaction.
+func acceptInTx(ctx context.Context, tx pgx.Tx, sub *mail.Submission) error {
+	c := &copyMessage{}
+	appendAccept(c, []*mail.Submission{sub}, "", "")
+	return copyOn(ctx, tx.Conn().PgConn(), c)
+}

@@ -1,0 +1,283 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Content is the content of one dispatched message. Bytes is nil when Large:
+// then OpenContent streams it.
+type Content struct {
+	Bytes []byte
+	Large bool
+}
+
+// fencedRow is one recipient of a batch with the fence under which the
+// caller knows it.
+type fencedRow struct {
+	rowKey
+	attempt int32
+	site    mail.Site
+	req     *mail.DeliveryRequest
+}
+
+func rowsOf(reqs []*mail.DeliveryRequest) []fencedRow {
+	var rows []fencedRow
+	for _, req := range reqs {
+		for _, r := range req.Recipients {
+			rows = append(rows, fencedRow{rowKey{req.Message.ID, r.No}, r.Attempt, req.Route.Site, req})
+		}
+	}
+	return rows
+}
+
+// columns turns rows into the arrays that unnest takes.
+type columns struct {
+	ids      []mail.QueueID
+	nos      []int32
+	attempts []int32
+	sites    []string
+}
+
+func columnsOf(rows []fencedRow) (c columns) {
+	for _, r := range rows {
+		c.ids = append(c.ids, r.id)
+		c.nos = append(c.nos, r.no)
+		c.attempts = append(c.attempts, r.attempt)
+		c.sites = append(c.sites, string(r.site))
+	}
+	return c
+}
+
+// keep leaves in each request the recipients that are in won, with added to
+// their fence.
+func keep(reqs []*mail.DeliveryRequest, won map[rowKey]bool, added int32) {
+	for _, req := range reqs {
+		kept := req.Recipients[:0]
+		for _, r := range req.Recipients {
+			if won[rowKey{req.Message.ID, r.No}] {
+				r.Attempt += added
+				kept = append(kept, r)
+			}
+		}
+		req.Recipients = kept
+	}
+}
+
+const claimRows = `UPDATE recipients_%s r
+SET attempt = r.attempt + 1, worker_id = $1, slot = NULL, rung = false, site = t.site,
+    next_attempt_at = r.expires_at
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[]) AS t (queue_id, recipient_no, attempt, site)
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
+  AND r.attempt = t.attempt AND r.worker_id IS NULL AND r.state = 'queued'
+RETURNING r.queue_id, r.recipient_no`
+
+// Claim makes the worker the one that may try these recipients. Each request
+// keeps only the recipients that were won, which may be none; their Attempt
+// is the new fence. Losing the commit in a crash of Postgres is safe: the
+// recipient is then claimed again.
+func (s *Store) Claim(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
+	won, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
+		return fmt.Sprintf(claimRows, leaf), []any{worker, c.ids, c.nos, c.attempts, c.sites}
+	})
+	if err != nil {
+		return fmt.Errorf("claim: %w", err)
+	}
+	keep(reqs, won, 1)
+	return nil
+}
+
+// fenced runs one statement per leaf over the recipients of the requests, in
+// one round trip, and returns those that the statement returned.
+func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(leaf string, c columns) (string, []any)) (map[rowKey]bool, error) {
+	rows := rowsOf(reqs)
+	won := make(map[rowKey]bool, len(rows))
+	if len(rows) == 0 {
+		return won, nil
+	}
+	batch := &pgx.Batch{}
+	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
+		sql, args := statement(b.leaf, columnsOf(b.items))
+		batch.Queue(sql, args...).Query(collectKeys(won))
+	}
+	err := s.relaxed.SendBatch(ctx, batch).Close()
+	if hasCode(err, undefinedTable) {
+		// The partition was dropped, which happens only when all of its
+		// recipients are final: nothing of these rows is left to win.
+		if len(rows) > 1 && batch.Len() > 1 {
+			return s.fencedEach(ctx, reqs, statement)
+		}
+		return won, nil
+	}
+	return won, err
+}
+
+// fencedEach runs the requests one by one, so that a dropped partition costs
+// only the requests that name it.
+func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(string, columns) (string, []any)) (map[rowKey]bool, error) {
+	all := map[rowKey]bool{}
+	for i := range reqs {
+		won, err := s.fenced(ctx, reqs[i:i+1], statement)
+		if err != nil {
+			return nil, err
+		}
+		for k := range won {
+			all[k] = true
+		}
+	}
+	return all, nil
+}
+
+func collectKeys(won map[rowKey]bool) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		var k rowKey
+		_, err := pgx.ForEachRow(rows, []any{&k.id, &k.no}, func() error {
+			won[k] = true
+			return nil
+		})
+		return err
+	}
+}
+
+const dispatchRows = `UPDATE recipients_%s r
+SET dispatched = true
+FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
+  AND r.attempt = t.attempt AND r.worker_id = $1 AND r.expires_at > now()
+RETURNING r.queue_id, r.recipient_no`
+
+const readHot = `SELECT c.queue_id, c.content
+FROM unnest($1::uuid[]) AS t (queue_id)
+JOIN contents_%s c ON c.queue_id = t.queue_id AND c.chunk_no = 0`
+
+// readAged reads content whose hour may have been retired already.
+const readAged = `SELECT c.queue_id, c.content FROM contents c WHERE c.queue_id = ANY ($1) AND c.chunk_no = 0
+UNION ALL
+SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AND c.chunk_no = 0`
+
+// Dispatch marks the recipients as being in a transaction with the remote
+// host from now on, and reads the content: contents[i] belongs to reqs[i].
+// It looks at each row once more: recipients that are no longer the worker's
+// (held, cancelled, expired, taken back) are dropped from their request.
+func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
+	rows := rowsOf(reqs)
+	won := make(map[rowKey]bool, len(rows))
+	contents := make(map[mail.QueueID][]byte, len(reqs))
+	collect := func(rows pgx.Rows) error {
+		var id mail.QueueID
+		var content []byte
+		_, err := pgx.ForEachRow(rows, []any{&id, &content}, func() error {
+			contents[id] = content
+			content = nil
+			return nil
+		})
+		return err
+	}
+	batch := &pgx.Batch{}
+	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
+		c := columnsOf(b.items)
+		batch.Queue(fmt.Sprintf(dispatchRows, b.leaf), worker, c.ids, c.nos, c.attempts).Query(collectKeys(won))
+	}
+	var hot, aged []mail.QueueID
+	for _, req := range reqs {
+		switch m := &req.Message; {
+		case m.SizeBytes > ChunkBytes:
+		case time.Since(m.ID.Time()) < hotContents:
+			hot = append(hot, m.ID)
+		default:
+			aged = append(aged, m.ID)
+		}
+	}
+	for _, b := range byLeaf(hot, func(id mail.QueueID) mail.QueueID { return id }, hour) {
+		batch.Queue(fmt.Sprintf(readHot, b.leaf), b.items).Query(collect)
+	}
+	if len(aged) > 0 {
+		batch.Queue(readAged, aged).Query(collect)
+	}
+	if batch.Len() > 0 {
+		if err := s.relaxed.SendBatch(ctx, batch).Close(); err != nil {
+			return nil, fmt.Errorf("dispatch: %w", err)
+		}
+	}
+	keep(reqs, won, 0)
+	out := make([]Content, len(reqs))
+	for i, req := range reqs {
+		content, ok := contents[req.Message.ID]
+		out[i] = Content{Bytes: content, Large: req.Message.SizeBytes > ChunkBytes}
+		if !ok && !out[i].Large && req.Message.SizeBytes > 0 && len(req.Recipients) > 0 {
+			return nil, fmt.Errorf("dispatch %s: its content is missing", req.Message.ID)
+		}
+	}
+	return out, nil
+}
+
+// OpenContent streams the content of a message. Memory: one chunk. The first
+// Read fails with ErrNotFound if no content is kept.
+func (s *Store) OpenContent(ctx context.Context, id mail.QueueID) (io.ReadCloser, error) {
+	return &contentReader{ctx: ctx, store: s, id: id}, nil
+}
+
+// contentReader reads chunk after chunk. Used by one goroutine.
+type contentReader struct {
+	ctx   context.Context
+	store *Store
+	id    mail.QueueID
+	next  int32
+	chunk []byte
+	err   error
+}
+
+const readChunk = `SELECT content FROM contents WHERE queue_id = $1 AND chunk_no = $2
+UNION ALL
+SELECT content FROM contents_kept WHERE queue_id = $1 AND chunk_no = $2`
+
+func (r *contentReader) Read(p []byte) (int, error) {
+	for len(r.chunk) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		err := r.store.plain.QueryRow(r.ctx, readChunk, r.id, r.next).Scan(&r.chunk)
+		switch {
+		case err == pgx.ErrNoRows && r.next == 0:
+			r.err = fmt.Errorf("content of %s: %w", r.id, ErrNotFound)
+		case err == pgx.ErrNoRows:
+			r.err = io.EOF
+		case err != nil:
+			r.err = fmt.Errorf("content of %s: %w", r.id, err)
+		}
+		r.next++
+	}
+	n := copy(p, r.chunk)
+	r.chunk = r.chunk[n:]
+	return n, nil
+}
+
+func (r *contentReader) Close() error {
+	r.err = io.ErrClosedPipe
+	r.chunk = nil
+	return nil
+}
+
+const giveBackRows = `UPDATE recipients_%s r
+SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
+FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt AND r.worker_id = $1
+RETURNING r.queue_id, r.recipient_no`
+
+// GiveBack makes claims that were not tried wait and be due at once, for
+// whoever is home next.
+func (s *Store) GiveBack(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
+	_, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
+		return fmt.Sprintf(giveBackRows, leaf), []any{worker, c.ids, c.nos, c.attempts}
+	})
+	if err != nil {
+		return fmt.Errorf("give back: %w", err)
+	}
+	return nil
+}

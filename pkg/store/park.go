@@ -1,0 +1,200 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+const parkRows = `UPDATE recipients_%s r
+SET attempt = r.attempt + 1, worker_id = NULL, dispatched = false, rung = false,
+    slot = t.slot, site = t.site, next_attempt_at = r.expires_at
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[]) AS t (queue_id, recipient_no, attempt, site, slot)
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
+  AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
+RETURNING r.queue_id, r.recipient_no`
+
+const saveRoute = `INSERT INTO routes (domain, site, route, expires_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::timestamptz[])
+ON CONFLICT (domain, site) DO UPDATE SET route = excluded.route, expires_at = excluded.expires_at
+WHERE routes.expires_at < excluded.expires_at`
+
+// Park lays recipients aside by their site, with their route, until the home
+// of the site pulls them. Worker 0 parks recipients that nobody claimed;
+// another worker parks its own claims. Each request keeps only the
+// recipients that were parked.
+func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
+	if err := s.saveRoutes(ctx, reqs); err != nil {
+		return fmt.Errorf("park: %w", err)
+	}
+	var owner *mail.WorkerID
+	if worker != 0 {
+		owner = &worker
+	}
+	parked, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
+		slots := make([]int16, len(c.sites))
+		for i, site := range c.sites {
+			slots[i] = mail.Site(site).Slot()
+		}
+		return fmt.Sprintf(parkRows, leaf), []any{owner, c.ids, c.nos, c.attempts, c.sites, slots}
+	})
+	if err != nil {
+		return fmt.Errorf("park: %w", err)
+	}
+	keep(reqs, parked, 1)
+	return nil
+}
+
+// saveRoutes comes before the rows are parked: a parked row always finds a
+// route.
+func (s *Store) saveRoutes(ctx context.Context, reqs []*mail.DeliveryRequest) error {
+	type key struct {
+		domain mail.Domain
+		site   mail.Site
+	}
+	seen := map[key]bool{}
+	var domains, sites, routes []string
+	var expires []time.Time
+	for _, req := range reqs {
+		var text []byte
+		for _, r := range req.Recipients {
+			k := key{r.Domain, req.Route.Site}
+			if seen[k] {
+				continue
+			}
+			seen[k] = true
+			if text == nil {
+				var err error
+				if text, err = json.Marshal(req.Route); err != nil {
+					return err
+				}
+			}
+			domains = append(domains, string(r.Domain))
+			sites = append(sites, string(req.Route.Site))
+			routes = append(routes, string(text))
+			expires = append(expires, req.Route.ExpiresAt)
+		}
+	}
+	if len(domains) == 0 {
+		return nil
+	}
+	_, err := s.relaxed.Exec(ctx, saveRoute, domains, sites, routes, expires)
+	return err
+}
+
+// ParkedSite is a site with recipients that wait to be pulled.
+type ParkedSite struct {
+	Site mail.Site
+	Slot int16
+}
+
+// A loose index scan: its cost grows with the number of sites, not with the
+// number of recipients.
+const parkedSites = `WITH RECURSIVE found AS (
+    (SELECT wanted.slot, first.site
+     FROM unnest($1::smallint[]) AS wanted (slot)
+     CROSS JOIN LATERAL (SELECT min(r.site) AS site FROM recipients r WHERE r.slot = wanted.slot) first
+     WHERE first.site IS NOT NULL)
+    UNION ALL
+    SELECT f.slot, next.site
+    FROM found f
+    CROSS JOIN LATERAL (SELECT min(r.site) AS site FROM recipients r WHERE r.slot = f.slot AND r.site > f.site) next
+    WHERE next.site IS NOT NULL)
+SELECT f.slot, f.site FROM found f`
+
+// ParkedSites returns the sites of the given slots that have parked
+// recipients.
+func (s *Store) ParkedSites(ctx context.Context, slots []int16) ([]ParkedSite, error) {
+	rows, err := s.plain.Query(ctx, parkedSites, slots)
+	if err != nil {
+		return nil, fmt.Errorf("parked sites: %w", err)
+	}
+	sites, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p ParkedSite, err error) {
+		return p, row.Scan(&p.Slot, &p.Site)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("parked sites: %w", err)
+	}
+	return sites, nil
+}
+
+// Recipients whose stored route has expired wait for the resolver instead,
+// due at once.
+const pullRows = `WITH picked AS (
+    SELECT r.queue_id, r.recipient_no, ro.route
+    FROM recipients r
+    LEFT JOIN routes ro ON ro.domain = r.domain AND ro.site = r.site AND ro.expires_at > now()
+    WHERE r.slot = $2 AND r.site = $3
+    ORDER BY r.priority DESC, r.queue_id
+    LIMIT $4
+    FOR UPDATE OF r SKIP LOCKED),
+claimed AS (
+    UPDATE recipients r
+    SET attempt         = r.attempt + 1,
+        slot            = NULL,
+        rung            = false,
+        worker_id       = CASE WHEN p.route IS NOT NULL THEN $1::integer END,
+        next_attempt_at = CASE WHEN p.route IS NOT NULL THEN r.expires_at ELSE now() END
+    FROM picked p
+    WHERE r.queue_id = p.queue_id AND r.recipient_no = p.recipient_no
+    RETURNING p.route, r.*)
+SELECT c.route, ` + pendingColumns + `, ` + messageColumns + `
+FROM claimed c
+JOIN messages m ON m.queue_id = c.queue_id
+WHERE c.route IS NOT NULL
+ORDER BY m.priority DESC, m.queue_id, c.recipient_no`
+
+// Pull claims up to limit parked recipients of a site, by priority, then age.
+func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, limit int) ([]*mail.DeliveryRequest, error) {
+	rows, err := s.plain.Query(ctx, pullRows, worker, site.Slot(), site, limit)
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", site, err)
+	}
+	routes := map[string]*mail.Route{}
+	var reqs []*mail.DeliveryRequest
+	var text string
+	var p mail.Pending
+	var m mail.Message
+	fields := append([]any{&text}, append(pendingFields(&p), messageFields(&m)...)...)
+	_, err = pgx.ForEachRow(rows, fields, func() error {
+		route := routes[text]
+		if route == nil {
+			route = &mail.Route{}
+			if err := json.Unmarshal([]byte(text), route); err != nil {
+				return err
+			}
+			routes[text] = route
+		}
+		if n := len(reqs); n > 0 && reqs[n-1].Message.ID == m.ID && reqs[n-1].Route == route {
+			reqs[n-1].Recipients = append(reqs[n-1].Recipients, p)
+			return nil
+		}
+		reqs = append(reqs, &mail.DeliveryRequest{Message: m, Route: route, Recipients: []mail.Pending{p}})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", site, err)
+	}
+	return reqs, nil
+}
+
+// pendingColumns are the columns of a mail.Pending of table c, in the order
+// of pendingFields; messageColumns those of a mail.Message of table m.
+const (
+	pendingColumns = `c.recipient_no, c.forward_path, c.domain, c.notify, c.orcpt, c.expires_at, c.attempt, c.tries`
+	messageColumns = `m.queue_id, m.reverse_path, m.body_type, m.smtputf8, m.ret, m.envid, m.tenant, m.priority, m.size_bytes, m.accepted_at, m.traceparent`
+)
+
+func pendingFields(p *mail.Pending) []any {
+	return []any{&p.No, &p.ForwardPath, &p.Domain, &p.Notify, &p.ORCPT, &p.ExpiresAt, &p.Attempt, &p.Tries}
+}
+
+func messageFields(m *mail.Message) []any {
+	return []any{&m.ID, &m.Envelope.ReversePath, &m.Envelope.Body, &m.Envelope.SMTPUTF8, &m.Envelope.Ret, &m.Envelope.EnvID,
+		&m.Tenant, &m.Priority, &m.SizeBytes, &m.AcceptedAt, &m.Traceparent}
+}

@@ -1,0 +1,199 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// RingOptions says which recipients to ring.
+type RingOptions struct {
+	Limit int // of recipients, at least 1
+
+	// OldestHint is the age of the oldest hint that still waits on the bus;
+	// zero if none does. A recipient that was rung after it is not rung
+	// again: its hint is late, not lost.
+	OldestHint time.Time
+
+	// All rings every recipient whose hint is out, due or not: for use when
+	// the bus has lost its data.
+	All bool
+}
+
+// A hint that is late is looked at again after twice the time that the
+// oldest hint has waited, so that a long backlog costs few updates.
+const ringRows = `WITH due AS (
+    SELECT r.queue_id, r.recipient_no,
+           r.rung AND NOT $3 AND r.next_attempt_at - $4::interval >= $2::timestamptz AS late
+    FROM recipients r
+    WHERE r.next_attempt_at <= now() + CASE WHEN $3 THEN interval '1 hour' ELSE interval '0' END
+      AND (r.next_attempt_at <= now() OR r.rung)
+      AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
+      AND r.expires_at > now()
+    ORDER BY r.next_attempt_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED),
+rung AS (
+    UPDATE recipients r
+    SET rung = true,
+        next_attempt_at = now() + $4::interval + CASE WHEN d.late THEN 2 * (now() - $2::timestamptz) ELSE interval '0' END
+    FROM due d
+    WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
+    RETURNING d.late, r.*)
+SELECT c.late, ` + pendingColumns + `, ` + messageColumns + `
+FROM rung c
+JOIN messages m ON m.queue_id = c.queue_id
+ORDER BY m.priority DESC, c.queue_id, c.recipient_no`
+
+// Ring arms the recipients that are due again and returns those for which a
+// hint is to be published. looked counts all recipients it touched: less
+// than the limit means that nothing more is due.
+func (s *Store) Ring(ctx context.Context, o RingOptions) (ring []mail.QueuedMessage, looked int, err error) {
+	oldest := o.OldestHint
+	if oldest.IsZero() {
+		oldest = time.Now().Add(time.Hour) // no hint waits: none is late
+	}
+	rows, err := s.plain.Query(ctx, ringRows, o.Limit, oldest, o.All, Rearm)
+	if err != nil {
+		return nil, 0, fmt.Errorf("ring: %w", err)
+	}
+	ring, looked, err = collectQueued(rows)
+	if err != nil {
+		return nil, 0, fmt.Errorf("ring: %w", err)
+	}
+	return ring, looked, nil
+}
+
+// collectQueued groups rows of (skip, pending, message) by message and leaves
+// out those to be skipped.
+func collectQueued(rows pgx.Rows) (queued []mail.QueuedMessage, looked int, err error) {
+	var skip bool
+	var p mail.Pending
+	var m mail.Message
+	fields := append([]any{&skip}, append(pendingFields(&p), messageFields(&m)...)...)
+	_, err = pgx.ForEachRow(rows, fields, func() error {
+		looked++
+		switch n := len(queued); {
+		case skip:
+		case n > 0 && queued[n-1].ID == m.ID:
+			queued[n-1].Recipients = append(queued[n-1].Recipients, p)
+		default:
+			queued = append(queued, mail.QueuedMessage{Message: m, Recipients: []mail.Pending{p}})
+		}
+		return nil
+	})
+	return queued, looked, err
+}
+
+const takeLost = `WITH due AS (
+    SELECT r.queue_id, r.recipient_no
+    FROM recipients r
+    WHERE r.next_attempt_at <= now() + interval '1 hour'
+      AND (r.next_attempt_at <= now() OR r.rung)
+      AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
+      AND r.expires_at > now()
+    ORDER BY r.next_attempt_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED),
+taken AS (
+    UPDATE recipients r
+    SET rung = false, next_attempt_at = now() + interval '1 minute'
+    FROM due d
+    WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
+    RETURNING r.*)
+SELECT false, ` + pendingColumns + `, ` + messageColumns + `
+FROM taken c
+JOIN messages m ON m.queue_id = c.queue_id
+ORDER BY m.priority DESC, c.queue_id, c.recipient_no`
+
+// TakeLost returns recipients that are due, or whose hint may be lost, for a
+// resolver that works without the bus. They are not returned to anybody
+// again for a minute.
+func (s *Store) TakeLost(ctx context.Context, limit int) ([]mail.QueuedMessage, error) {
+	rows, err := s.plain.Query(ctx, takeLost, limit)
+	if err != nil {
+		return nil, fmt.Errorf("take lost: %w", err)
+	}
+	queued, _, err := collectQueued(rows)
+	if err != nil {
+		return nil, fmt.Errorf("take lost: %w", err)
+	}
+	return queued, nil
+}
+
+// Status 4.4.7: RFC 3463 §3.5, delivery time expired. A claimed recipient
+// expires like any other, by the fence; one that is in a transaction with
+// the remote host is left to its worker for longer than any transaction takes.
+const expireRows = `WITH due AS (
+    SELECT r.queue_id, r.recipient_no
+    FROM recipients r
+    WHERE r.next_attempt_at <= now() AND r.expires_at <= now()
+      AND (NOT r.dispatched OR r.expires_at <= now() - interval '20 minutes')
+    ORDER BY r.next_attempt_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED),
+expired AS (
+    UPDATE recipients r
+    SET state = 'expired', attempt = r.attempt + 1, next_attempt_at = NULL, final_at = now(),
+        worker_id = NULL, slot = NULL, rung = false, dispatched = false,
+        -- RFC 3461 §4.1: without NOTIFY a failure is reported.
+        final_reported = m.reverse_path = '' OR (r.notify <> 0 AND r.notify & 4 = 0)
+    FROM due d
+    JOIN messages m ON m.queue_id = d.queue_id
+    WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
+    RETURNING r.queue_id, r.recipient_no, r.attempt, r.final_reported, coalesce(r.site, '') AS site),
+logged AS (
+    INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, status, started_at, site, reply)
+    SELECT e.queue_id, array_agg(e.recipient_no ORDER BY e.recipient_no), e.attempt, 'expired', 'queue', '4.4.7', now(), e.site,
+           'the message was not delivered within its lifetime'
+    FROM expired e
+    GROUP BY e.queue_id, e.attempt, e.site),
+due_reports AS (
+    INSERT INTO reports (queue_id, kind, due_at)
+    SELECT DISTINCT e.queue_id, 'final', now() FROM expired e WHERE NOT e.final_reported)
+SELECT e.queue_id, e.recipient_no, e.final_reported FROM expired e ORDER BY 1, 2`
+
+// Expire ends up to limit recipients whose time has come, in whatever state
+// they are. It returns their number and the messages that a report is due
+// for.
+func (s *Store) Expire(ctx context.Context, limit int) (expired int, reports []mail.QueueID, err error) {
+	rows, err := s.plain.Query(ctx, expireRows, limit)
+	if err != nil {
+		return 0, nil, fmt.Errorf("expire: %w", err)
+	}
+	var k rowKey
+	var reported bool
+	_, err = pgx.ForEachRow(rows, []any{&k.id, &k.no, &reported}, func() error {
+		expired++
+		if n := len(reports); !reported && (n == 0 || reports[n-1] != k.id) {
+			reports = append(reports, k.id)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, nil, fmt.Errorf("expire: %w", err)
+	}
+	return expired, reports, nil
+}
+
+// Accounting is the view postrider.accounting: counts of recipients in the
+// retained history.
+type Accounting struct {
+	Accepted, Queued, Relayed, Failed, Expired, Cancelled int64
+	Unaccounted                                           int64 // always 0
+}
+
+// Accounting sums the queue and its history. Its cost grows with them: for a
+// metric at intervals of minutes, and for operators.
+func (s *Store) Accounting(ctx context.Context) (a Accounting, err error) {
+	const q = `SELECT accepted, queued, relayed, failed, expired, cancelled, unaccounted FROM accounting`
+	err = s.plain.QueryRow(ctx, q).Scan(&a.Accepted, &a.Queued, &a.Relayed, &a.Failed, &a.Expired, &a.Cancelled, &a.Unaccounted)
+	if err != nil {
+		return a, fmt.Errorf("accounting: %w", err)
+	}
+	return a, nil
+}

@@ -1,0 +1,297 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Home is the worker that a slot lives with.
+type Home struct {
+	Worker mail.WorkerID
+	Live   bool // its lease on the slot has not ended
+}
+
+// SlotHomes returns the home of every slot.
+func (s *Store) SlotHomes(ctx context.Context) (homes [mail.Slots]Home, err error) {
+	const q = `SELECT slot, coalesce(worker_id, 0), worker_id IS NOT NULL AND lease_until > now() FROM slots`
+	rows, err := s.plain.Query(ctx, q)
+	if err != nil {
+		return homes, fmt.Errorf("slot homes: %w", err)
+	}
+	var slot int16
+	var h Home
+	_, err = pgx.ForEachRow(rows, []any{&slot, &h.Worker, &h.Live}, func() error {
+		if slot < 0 || int(slot) >= len(homes) {
+			return fmt.Errorf("slot %d, want 0 to %d", slot, len(homes)-1)
+		}
+		homes[slot] = h
+		return nil
+	})
+	if err != nil {
+		return homes, fmt.Errorf("slot homes: %w", err)
+	}
+	return homes, nil
+}
+
+// RegisterWorker gives a delivery process its id for this life, and a lease
+// on its claims. name is for people: host and process id.
+func (s *Store) RegisterWorker(ctx context.Context, name string, lease time.Duration) (id mail.WorkerID, err error) {
+	const q = `INSERT INTO workers (name, lease_until) VALUES ($1, now() + $2) RETURNING worker_id`
+	if err := s.plain.QueryRow(ctx, q, name, lease).Scan(&id); err != nil {
+		return 0, fmt.Errorf("register worker: %w", err)
+	}
+	return id, nil
+}
+
+// Lease is what a worker holds after a renewal.
+type Lease struct {
+	Slots []int16         // still this worker's, in order
+	Live  []mail.WorkerID // all workers whose lease has not ended, this one too, in order
+	Gone  bool            // the worker was declared dead and its claims taken back: it must register anew
+}
+
+// A slot whose lease has ended is not renewed: its next home may have looked
+// already.
+const renewLease = `WITH worker AS (
+    UPDATE workers SET lease_until = now() + $2
+    WHERE worker_id = $1 AND ended_at IS NULL
+    RETURNING worker_id),
+held AS (
+    UPDATE slots SET lease_until = now() + $2
+    WHERE worker_id = $1 AND lease_until > now() AND EXISTS (SELECT FROM worker)
+    RETURNING slot)
+SELECT (SELECT array_agg(slot ORDER BY slot) FROM held),
+       (SELECT array_agg(w.worker_id ORDER BY w.worker_id) FROM workers w
+        WHERE w.ended_at IS NULL AND (w.lease_until > now() OR w.worker_id = $1)),
+       NOT EXISTS (SELECT FROM worker)`
+
+// Renew extends the lease of a worker and of all its slots in one statement.
+// The lease runs on Postgres's clock from the moment of the statement; the
+// worker must count its own time from before it called.
+func (s *Store) Renew(ctx context.Context, worker mail.WorkerID, lease time.Duration) (l Lease, err error) {
+	if err := s.plain.QueryRow(ctx, renewLease, worker, lease).Scan(&l.Slots, &l.Live, &l.Gone); err != nil {
+		return Lease{}, fmt.Errorf("renew lease of worker %d: %w", worker, err)
+	}
+	return l, nil
+}
+
+const takeSlots = `WITH free AS (
+    SELECT slot FROM slots
+    WHERE slot = ANY ($3) AND (worker_id IS NULL OR lease_until <= now())
+    ORDER BY slot
+    FOR UPDATE SKIP LOCKED)
+UPDATE slots s SET worker_id = $1, epoch = s.epoch + 1, lease_until = now() + $2
+FROM free
+WHERE s.slot = free.slot
+  AND EXISTS (SELECT FROM workers w WHERE w.worker_id = $1 AND w.ended_at IS NULL)
+RETURNING s.slot`
+
+// TakeSlots makes the worker the home of those wanted slots that are free or
+// whose lease has ended, and returns them.
+func (s *Store) TakeSlots(ctx context.Context, worker mail.WorkerID, lease time.Duration, want []int16) ([]int16, error) {
+	rows, err := s.plain.Query(ctx, takeSlots, worker, lease, want)
+	if err != nil {
+		return nil, fmt.Errorf("take slots: %w", err)
+	}
+	taken, err := pgx.CollectRows(rows, pgx.RowTo[int16])
+	if err != nil {
+		return nil, fmt.Errorf("take slots: %w", err)
+	}
+	return taken, nil
+}
+
+// ReleaseSlots frees slots of the worker at once. It must hold no connection
+// for their sites any more.
+func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []int16) error {
+	const q = `UPDATE slots SET worker_id = NULL, lease_until = '-infinity' WHERE worker_id = $1 AND slot = ANY ($2)`
+	if _, err := s.plain.Exec(ctx, q, worker, slots); err != nil {
+		return fmt.Errorf("release slots: %w", err)
+	}
+	return nil
+}
+
+// takeBack makes the claims of a worker wait, due at once. A recipient that
+// was in a transaction may have been relayed: its history says so.
+const takeBack = `WITH mine AS (
+    SELECT r.queue_id, r.recipient_no, r.dispatched
+    FROM recipients r
+    WHERE r.worker_id = $1
+    ORDER BY r.queue_id, r.recipient_no
+    FOR UPDATE),
+freed AS (
+    UPDATE recipients r
+    SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
+    FROM mine
+    WHERE r.queue_id = mine.queue_id AND r.recipient_no = mine.recipient_no
+    RETURNING r.queue_id, r.recipient_no, r.attempt, r.site, mine.dispatched),
+logged AS (
+    INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, status, uncertain, worker_id, started_at, next_attempt_at, site, reply)
+    SELECT f.queue_id, array_agg(f.recipient_no ORDER BY f.recipient_no), f.attempt, 'delayed', 'dot', '4.3.0', true, $1, now(), now(),
+           coalesce(f.site, ''), 'the delivery process ended during the transaction'
+    FROM freed f
+    WHERE f.dispatched
+    GROUP BY f.queue_id, f.attempt, f.site)
+SELECT count(*), count(*) FILTER (WHERE f.dispatched) FROM freed f`
+
+// EndWorker ends the life of a worker that has drained: frees its slots and
+// gives back whatever it still claims.
+func (s *Store) EndWorker(ctx context.Context, worker mail.WorkerID) error {
+	err := inTx(ctx, s.plain, func(tx pgx.Tx) error {
+		_, err := endWorker(ctx, tx, worker)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("end worker %d: %w", worker, err)
+	}
+	return nil
+}
+
+func endWorker(ctx context.Context, tx pgx.Tx, worker mail.WorkerID) (r Reclaimed, err error) {
+	const end = `UPDATE workers SET ended_at = now() WHERE worker_id = $1 AND ended_at IS NULL`
+	const free = `UPDATE slots SET worker_id = NULL, lease_until = '-infinity' WHERE worker_id = $1`
+	if _, err := tx.Exec(ctx, end, worker); err != nil {
+		return r, err
+	}
+	if _, err := tx.Exec(ctx, free, worker); err != nil {
+		return r, err
+	}
+	err = tx.QueryRow(ctx, takeBack, worker).Scan(&r.Recipients, &r.Uncertain)
+	return r, err
+}
+
+// Reclaimed is what was taken back from dead workers.
+type Reclaimed struct {
+	Workers    []mail.WorkerID
+	Recipients int
+	Uncertain  int // of Recipients: in a transaction when their worker died
+}
+
+// A worker is dead when its lease has ended. Right after a start of Postgres
+// every lease may have ended because nobody could renew: the workers get
+// one lease of time to come back.
+const deadWorkers = `SELECT w.worker_id FROM workers w
+WHERE w.ended_at IS NULL AND w.lease_until <= now()
+  AND pg_postmaster_start_time() < now() - $1::interval
+ORDER BY w.worker_id
+FOR UPDATE SKIP LOCKED`
+
+// Reclaim takes back the claims of workers whose lease has ended. grace is
+// how long after a start of Postgres nobody is declared dead.
+func (s *Store) Reclaim(ctx context.Context, grace time.Duration) (all Reclaimed, err error) {
+	err = inTx(ctx, s.plain, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, deadWorkers, grace)
+		if err != nil {
+			return err
+		}
+		dead, err := pgx.CollectRows(rows, pgx.RowTo[mail.WorkerID])
+		if err != nil {
+			return err
+		}
+		for _, worker := range dead {
+			r, err := endWorker(ctx, tx, worker)
+			if err != nil {
+				return err
+			}
+			all.Workers = append(all.Workers, worker)
+			all.Recipients += r.Recipients
+			all.Uncertain += r.Uncertain
+		}
+		return nil
+	})
+	if err != nil {
+		return Reclaimed{}, fmt.Errorf("reclaim: %w", err)
+	}
+	return all, nil
+}
+
+// SiteState is what a home saves of a site for the next home.
+type SiteState struct {
+	Site           mail.Site
+	State          []byte // opaque to the store
+	SuspendedUntil time.Time
+	SuspendReason  string
+}
+
+// SaveSites keeps the state of sites; suspensions are left as they are.
+func (s *Store) SaveSites(ctx context.Context, states []SiteState) error {
+	const q = `INSERT INTO sites (site, slot, state)
+SELECT * FROM unnest($1::text[], $2::smallint[], $3::bytea[])
+ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
+	var sites []string
+	var slots []int16
+	var blobs [][]byte
+	for _, st := range states {
+		sites = append(sites, string(st.Site))
+		slots = append(slots, st.Site.Slot())
+		blobs = append(blobs, st.State)
+	}
+	if len(sites) == 0 {
+		return nil
+	}
+	if _, err := s.relaxed.Exec(ctx, q, sites, slots, blobs); err != nil {
+		return fmt.Errorf("save sites: %w", err)
+	}
+	return nil
+}
+
+// LoadSites returns what is known of the sites in the given slots.
+func (s *Store) LoadSites(ctx context.Context, slots []int16) ([]SiteState, error) {
+	const q = `SELECT site, state, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason
+FROM sites WHERE slot = ANY ($1)`
+	return s.collectSites(ctx, q, slots)
+}
+
+// Suspended returns the sites in the given slots that are suspended now.
+func (s *Store) Suspended(ctx context.Context, slots []int16) ([]SiteState, error) {
+	const q = `SELECT site, NULL::bytea, suspended_until, suspend_reason
+FROM sites WHERE slot = ANY ($1) AND suspended_until > now()`
+	return s.collectSites(ctx, q, slots)
+}
+
+func (s *Store) collectSites(ctx context.Context, q string, slots []int16) ([]SiteState, error) {
+	rows, err := s.plain.Query(ctx, q, slots)
+	if err != nil {
+		return nil, fmt.Errorf("load sites: %w", err)
+	}
+	states, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (st SiteState, err error) {
+		var until *time.Time
+		err = row.Scan(&st.Site, &st.State, &until, &st.SuspendReason)
+		if until != nil {
+			st.SuspendedUntil = *until
+		}
+		return st, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load sites: %w", err)
+	}
+	return states, nil
+}
+
+// RoutingRule is a line of the operators' routing table.
+type RoutingRule struct {
+	Domain    string   // "example.com", "*.example.com" (names below it) or "*"
+	Hosts     []string // "host:port" in the order to be tried
+	TLS       mail.TLSLevel
+	UpdatedAt time.Time
+}
+
+// Routing returns the routing table.
+func (s *Store) Routing(ctx context.Context) ([]RoutingRule, error) {
+	const q = `SELECT domain, hosts, tls, updated_at FROM routing ORDER BY domain`
+	rows, err := s.plain.Query(ctx, q)
+	if err != nil {
+		return nil, fmt.Errorf("routing: %w", err)
+	}
+	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r RoutingRule, err error) {
+		return r, row.Scan(&r.Domain, &r.Hosts, &r.TLS, &r.UpdatedAt)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("routing: %w", err)
+	}
+	return rules, nil
+}
