@@ -1,0 +1,334 @@
+package smtp
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Size limits of a path, in octets: RFC 5321 §4.5.3.1.
+const (
+	MaxLocalPart = 64
+	MaxDomain    = 255
+	MaxPath      = 256 // with the angle brackets, without a source route
+	maxLabel     = 63
+)
+
+// The ways in which a path breaks the grammar of RFC 5321 §4.1.2, §4.1.3 and
+// §4.5.3.1.
+var (
+	ErrPath          = errors.New("malformed path")
+	ErrNoDomain      = errors.New("address without a domain")
+	ErrDomain        = errors.New("malformed domain")
+	ErrLiteral       = errors.New("malformed address literal")
+	ErrLongLocalPart = errors.New("local-part over 64 octets")
+	ErrLongDomain    = errors.New("domain over 255 octets")
+	ErrLongPath      = errors.New("path over 256 octets")
+	ErrNonASCII      = errors.New("address is not ASCII and SMTPUTF8 was not given")
+)
+
+// Postmaster is the forward-path of "RCPT TO:<Postmaster>", which has no
+// domain: RFC 5321 §4.1.1.3, §4.5.1. It stands for the postmaster of the
+// server itself.
+const Postmaster mail.ForwardPath = "postmaster"
+
+// ParseReversePath reads the path at the beginning of s, "<...>" with its
+// brackets, and returns the mailbox in canonical form and what follows.
+//
+// In the canonical form a source route is gone (RFC 5321 §3.6.1, appendix
+// C), a local-part is quoted only where it must be (§4.1.2), and an IPv6
+// literal is in its shortest form. Letters keep their case. Octets outside
+// ASCII are allowed only when nonASCII is true (RFC 6531 §3.3).
+func ParseReversePath(s string, nonASCII bool) (path mail.ReversePath, rest string, err error) {
+	if rest, ok := strings.CutPrefix(s, "<>"); ok { // RFC 5321 §4.5.5
+		return "", rest, nil
+	}
+	mailbox, rest, err := parsePath(s, nonASCII)
+	return mail.ReversePath(mailbox), rest, err
+}
+
+// ParseForwardPath is as ParseReversePath for the path of RCPT: never null,
+// and Postmaster in any case of letters needs no domain.
+func ParseForwardPath(s string, nonASCII bool) (path mail.ForwardPath, rest string, err error) {
+	const bare = "<postmaster>"
+	if len(s) >= len(bare) && strings.EqualFold(s[:len(bare)], bare) {
+		return Postmaster, s[len(bare):], nil
+	}
+	mailbox, rest, err := parsePath(s, nonASCII)
+	return mail.ForwardPath(mailbox), rest, err
+}
+
+// parsePath reads "<" [ A-d-l ":" ] Mailbox ">".
+func parsePath(s string, nonASCII bool) (mailbox, rest string, err error) {
+	p := pathParser{s: s, nonASCII: nonASCII}
+	if !p.take('<') {
+		return "", "", ErrPath
+	}
+	if err := p.sourceRoute(); err != nil {
+		return "", "", err
+	}
+	local, err := p.localPart()
+	if err != nil {
+		return "", "", err
+	}
+	if p.at('>') {
+		return "", "", ErrNoDomain
+	}
+	if !p.take('@') {
+		return "", "", p.refuse(ErrPath)
+	}
+	domain, err := p.domain()
+	if err != nil {
+		return "", "", err
+	}
+	if !p.take('>') {
+		return "", "", p.refuse(ErrPath)
+	}
+	mailbox = local + "@" + domain
+	if len(mailbox) > MaxPath-len("<>") {
+		return "", "", ErrLongPath
+	}
+	return mailbox, p.s[p.i:], nil
+}
+
+// pathParser reads a path from s, of which s[:i] is done.
+type pathParser struct {
+	s        string
+	i        int
+	nonASCII bool
+}
+
+func (p *pathParser) at(c byte) bool { return p.i < len(p.s) && p.s[p.i] == c }
+
+func (p *pathParser) take(c byte) bool {
+	if !p.at(c) {
+		return false
+	}
+	p.i++
+	return true
+}
+
+// refuse returns why the octet at i does not fit: err, or ErrNonASCII.
+func (p *pathParser) refuse(err error) error {
+	if !p.nonASCII && p.i < len(p.s) && p.s[p.i] >= utf8.RuneSelf {
+		return ErrNonASCII
+	}
+	return err
+}
+
+// run takes octets that are in the class, and valid UTF-8 where it is
+// allowed.
+func (p *pathParser) run(in func(byte) bool) string {
+	start := p.i
+	for p.i < len(p.s) {
+		c := p.s[p.i]
+		if c < utf8.RuneSelf {
+			if !in(c) {
+				break
+			}
+			p.i++
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(p.s[p.i:])
+		// RFC 6531 §3.3 allows all of UTF8-non-ascii; C1 controls have no
+		// place in an address and would reach logs and reports.
+		if !p.nonASCII || r == utf8.RuneError && size == 1 || r < 0xa0 {
+			break
+		}
+		p.i += size
+	}
+	return p.s[start:p.i]
+}
+
+// sourceRoute passes over "@a,@b:". RFC 5321 §4.1.1.3: accepted and ignored.
+func (p *pathParser) sourceRoute() error {
+	if !p.at('@') {
+		return nil
+	}
+	for {
+		if !p.take('@') {
+			return p.refuse(ErrPath)
+		}
+		if _, err := p.domain(); err != nil {
+			return err
+		}
+		if p.take(':') {
+			return nil
+		}
+		if !p.take(',') {
+			return p.refuse(ErrPath)
+		}
+	}
+}
+
+// localPart reads Dot-string or Quoted-string: RFC 5321 §4.1.2.
+func (p *pathParser) localPart() (string, error) {
+	var local string
+	if p.at('"') {
+		content, err := p.quotedString()
+		if err != nil {
+			return "", err
+		}
+		local = quoteLocalPart(content)
+	} else {
+		start := p.i
+		for {
+			if p.run(isAtext) == "" {
+				return "", p.refuse(ErrPath)
+			}
+			if !p.take('.') {
+				break
+			}
+		}
+		local = p.s[start:p.i]
+	}
+	if len(local) > MaxLocalPart {
+		return "", ErrLongLocalPart
+	}
+	return local, nil
+}
+
+// quotedString reads a Quoted-string and returns what it stands for.
+func (p *pathParser) quotedString() (string, error) {
+	p.i++ // the quote
+	var content strings.Builder
+	for {
+		content.WriteString(p.run(isQtext))
+		switch {
+		case p.take('"'):
+			return content.String(), nil
+		case p.take('\\') && p.i < len(p.s) && p.s[p.i] >= ' ' && p.s[p.i] <= '~':
+			content.WriteByte(p.s[p.i])
+			p.i++
+		default:
+			return "", p.refuse(ErrPath)
+		}
+	}
+}
+
+// quoteLocalPart returns content as a local-part with as little quoting as
+// possible: RFC 5321 §4.1.2.
+func quoteLocalPart(content string) string {
+	if isDotString(content) {
+		return content
+	}
+	var b strings.Builder
+	b.WriteByte('"')
+	for i := range len(content) {
+		if c := content[i]; c == '"' || c == '\\' {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(content[i])
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+func isDotString(s string) bool {
+	for atom := range strings.SplitSeq(s, ".") {
+		if atom == "" {
+			return false
+		}
+		for i := range len(atom) {
+			if c := atom[i]; c < utf8.RuneSelf && !isAtext(c) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// domain reads Domain or address-literal: RFC 5321 §4.1.2, §4.1.3.
+func (p *pathParser) domain() (string, error) {
+	if p.at('[') {
+		return p.literal()
+	}
+	name := p.run(isDomainOctet)
+	if name == "" {
+		return "", p.refuse(ErrDomain)
+	}
+	if p.i < len(p.s) && p.s[p.i] >= utf8.RuneSelf {
+		return "", p.refuse(ErrDomain)
+	}
+	return name, checkDomain(name)
+}
+
+// checkDomain checks the sub-domains of a name. An underscore passes, as DNS
+// has such names and users mail to them.
+func checkDomain(name string) error {
+	if len(name) > MaxDomain {
+		return ErrLongDomain
+	}
+	ascii := true
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || label[0] == '-' || label[len(label)-1] == '-' || len(label) > maxLabel {
+			return ErrDomain
+		}
+		for i := range len(label) {
+			ascii = ascii && label[i] < utf8.RuneSelf
+		}
+	}
+	if ascii {
+		return nil
+	}
+	if _, err := mail.ParseDomain(name); err != nil { // RFC 6531 §3.3: U-labels of IDNA
+		return ErrDomain
+	}
+	return nil
+}
+
+// literal reads an address literal. Of the tagged forms only IPv6 is
+// registered (RFC 5321 §4.1.3), so no other has a meaning.
+func (p *pathParser) literal() (string, error) {
+	end := strings.IndexByte(p.s[p.i:], ']')
+	if end < 0 {
+		return "", ErrLiteral
+	}
+	text := p.s[p.i+1 : p.i+end]
+	canonical, ok := canonicalLiteral(text)
+	if !ok {
+		return "", ErrLiteral
+	}
+	p.i += end + 1
+	return canonical, nil
+}
+
+func canonicalLiteral(text string) (string, bool) {
+	const tag = "IPv6:"
+	if len(text) > len(tag) && strings.EqualFold(text[:len(tag)], tag) {
+		address, err := netip.ParseAddr(text[len(tag):])
+		if err != nil || !address.Is6() || address.Zone() != "" {
+			return "", false
+		}
+		return "[" + tag + address.String() + "]", true
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil || !address.Is4() {
+		return "", false
+	}
+	return "[" + address.String() + "]", true
+}
+
+// ParseHello checks the argument of EHLO or HELO: a domain or an address
+// literal (RFC 5321 §4.1.1.1). It reports whether the text is one.
+func ParseHello(s string) bool {
+	p := pathParser{s: s}
+	_, err := p.domain()
+	return err == nil && p.i == len(s)
+}
+
+// isAtext: RFC 5322 §3.2.3.
+func isAtext(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+		strings.IndexByte("!#$%&'*+-/=?^_`{|}~", c) >= 0
+}
+
+// isQtext is qtextSMTP: RFC 5321 §4.1.2.
+func isQtext(c byte) bool { return c >= ' ' && c <= '~' && c != '"' && c != '\\' }
+
+func isDomainOctet(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_'
+}

@@ -1,0 +1,143 @@
+package smtp
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"unicode/utf8"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// RFC 5321 §4.2, §4.2.1, RFC 2034 §4.
+func TestReadReply(t *testing.T) {
+	tests := []struct {
+		in   string
+		want mail.Reply
+		err  error
+	}{
+		{in: "250 OK\r\n", want: mail.Reply{Code: 250, Lines: []string{"OK"}}},
+		{in: "250\r\n", want: mail.Reply{Code: 250, Lines: []string{""}}},
+		{in: "250 \r\n", want: mail.Reply{Code: 250, Lines: []string{""}}},
+		{in: "250 bare LF\n", want: mail.Reply{Code: 250, Lines: []string{"bare LF"}}},
+		{in: "550 5.1.1 no such user\r\n", want: mail.Reply{Code: 550, Enhanced: mail.EnhancedCode{Class: 5, Subject: 1, Detail: 1}, Lines: []string{"no such user"}}},
+		{in: "250 2.0.0\r\n", want: mail.Reply{Code: 250, Enhanced: mail.EnhancedCode{Class: 2}, Lines: []string{""}}},
+		{
+			in:   "250-mail.example\r\n250-SIZE 1000\r\n250 HELP\r\n",
+			want: mail.Reply{Code: 250, Lines: []string{"mail.example", "SIZE 1000", "HELP"}},
+		},
+		{
+			in:   "450-4.7.1 slow\r\n450 4.7.1 down\r\n",
+			want: mail.Reply{Code: 450, Enhanced: mail.EnhancedCode{Class: 4, Subject: 7, Detail: 1}, Lines: []string{"slow", "down"}},
+		},
+		{ // the last line decides
+			in:   "250-2.0.0 so\r\n550 but no\r\n",
+			want: mail.Reply{Code: 550, Lines: []string{"so", "but no"}},
+		},
+		{ // a class that contradicts the code is text
+			in:   "550 2.1.5 what\r\n",
+			want: mail.Reply{Code: 550, Lines: []string{"2.1.5 what"}},
+		},
+		{in: "220 10.0.0.1 ready\r\n", want: mail.Reply{Code: 220, Lines: []string{"10.0.0.1 ready"}}},
+		{in: "550 5.1.1234 x\r\n", want: mail.Reply{Code: 550, Lines: []string{"5.1.1234 x"}}},
+		{in: "571 blocked\r\n", want: mail.Reply{Code: 571, Lines: []string{"blocked"}}},
+		{in: "550 a\x00b\tc\rd\xff\r\n", want: mail.Reply{Code: 550, Lines: []string{"a b c d\ufffd"}}},
+		{in: "550 grüße\r\n", want: mail.Reply{Code: 550, Lines: []string{"grüße"}}},
+
+		{in: "", err: io.EOF},
+		{in: "250", err: io.ErrUnexpectedEOF},
+		{in: "250-a\r\n", err: io.ErrUnexpectedEOF},
+		{in: "250-a\r\n250 b", err: io.ErrUnexpectedEOF},
+		{in: "\r\n", err: ErrReply},
+		{in: "25\r\n", err: ErrReply},
+		{in: "hello\r\n", err: ErrReply},
+		{in: "250ok\r\n", err: ErrReply},
+		{in: "150 wait\r\n", err: ErrReply},
+		{in: "650 odd\r\n", err: ErrReply},
+		{in: "-50 odd\r\n", err: ErrReply},
+		{in: "250-a\r\nx\r\n", err: ErrReply},
+		{in: "250 " + strings.Repeat("x", 2043) + "\r\n", err: ErrReply},
+		{in: "250 " + strings.Repeat("x", 100000), err: ErrReply},
+		{in: strings.Repeat("250-x\r\n", 129), err: ErrReply},
+	}
+	for _, tt := range tests {
+		for name, r := range map[string]io.Reader{
+			"whole": strings.NewReader(tt.in), "bytes": iotest.OneByteReader(strings.NewReader(tt.in)),
+		} {
+			got, err := ReadReply(bufio.NewReader(r))
+			if !reflect.DeepEqual(got, tt.want) || !errors.Is(err, tt.err) {
+				t.Errorf("%s: ReadReply(%.60q) = %+v, %v; want %+v, %v", name, tt.in, got, err, tt.want, tt.err)
+			}
+		}
+	}
+}
+
+// Replies of a pipelined group come in one block and are read one by one.
+func TestReadReplyGroup(t *testing.T) {
+	r := bufio.NewReader(strings.NewReader("250 2.1.0 ok\r\n550-5.1.1 no\r\n550 5.1.1 user\r\n354 go\r\n"))
+	for _, want := range []int{250, 550, 354} {
+		if got, err := ReadReply(r); got.Code != want || err != nil {
+			t.Fatalf("got %v, %v, want %d", got, err, want)
+		}
+	}
+	if _, err := ReadReply(r); !errors.Is(err, io.EOF) {
+		t.Fatalf("at the end: %v", err)
+	}
+}
+
+func TestAppendReply(t *testing.T) {
+	for _, tt := range []struct {
+		reply mail.Reply
+		want  string
+	}{
+		{mail.Reply{Code: 220, Lines: []string{"mail.example ESMTP"}}, "220 mail.example ESMTP\r\n"},
+		{mail.Reply{Code: 250, Lines: []string{"a", "b"}}, "250-a\r\n250 b\r\n"},
+		{mail.Reply{Code: 354}, "354 \r\n"},
+		{
+			mail.Reply{Code: 550, Enhanced: mail.EnhancedCode{Class: 5, Subject: 7, Detail: 13}, Lines: []string{"a", "b"}},
+			"550-5.7.13 a\r\n550 5.7.13 b\r\n",
+		},
+	} {
+		if got := string(AppendReply(nil, tt.reply)); got != tt.want {
+			t.Errorf("AppendReply(%+v) = %q, want %q", tt.reply, got, tt.want)
+		}
+	}
+}
+
+// Whatever a server says, a reply that is taken is safe to store, and comes
+// out the same when it is printed and read again.
+func FuzzReadReply(f *testing.F) {
+	for _, seed := range []string{
+		"250 OK\r\n", "250-a\r\n250-SIZE 1\n250 b\r\n", "550 5.1.1 no\r\n", "250", "354\r\n", "250-2.0.0 a\r\n550 b\r\n", "550 \xff\x00\r\n", "450  4.7.1  x\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		reply, err := ReadReply(bufio.NewReader(strings.NewReader(string(in))))
+		if err != nil {
+			if reply.Code != 0 || reply.Lines != nil {
+				t.Fatalf("reply %+v with error %v", reply, err)
+			}
+			return
+		}
+		if reply.Code < 200 || reply.Code > 599 || len(reply.Lines) == 0 || !reply.Enhanced.IsZero() && int(reply.Enhanced.Class) != reply.Code/100 {
+			t.Fatalf("reply %+v", reply)
+		}
+		for _, line := range reply.Lines {
+			if !utf8.ValidString(line) || strings.ContainsAny(line, "\r\n\x00\x7f") {
+				t.Fatalf("unsafe line %q", line)
+			}
+		}
+		if reply.Enhanced.IsZero() {
+			return // text may look like an enhanced code of another class
+		}
+		again, err := ReadReply(bufio.NewReaderSize(strings.NewReader(string(AppendReply(nil, reply))), 1<<16))
+		if err == nil && (again.Code != reply.Code || again.Enhanced != reply.Enhanced || len(again.Lines) != len(reply.Lines)) {
+			t.Fatalf("%+v is read again as %+v", reply, again)
+		}
+	})
+}
