@@ -104,19 +104,25 @@ JOIN postrider.messages m ON m.queue_id = a.queue_id;
 COMMENT ON VIEW postrider.history IS 'What every attempt said about every recipient.';
 
 -- +goose StatementBegin
--- matching returns the recipients that have no final state, are in no
--- transaction with a remote host, and meet every filter that is given. A call
--- without any filter is refused: it would mean the whole queue.
-CREATE FUNCTION postrider.matching(p_queue_id uuid, p_domain text, p_reverse_path text, p_site text, p_tenant text,
-                                   p_states postrider.recipient_state[])
-RETURNS TABLE (queue_id uuid, recipient_no integer)
-LANGUAGE plpgsql SET search_path = postrider, pg_temp AS $$
+-- require_filter refuses a call without any filter: it would mean the whole
+-- queue.
+CREATE FUNCTION postrider.require_filter(VARIADIC filters text[]) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
-    IF p_queue_id IS NULL AND p_domain IS NULL AND p_reverse_path IS NULL AND p_site IS NULL AND p_tenant IS NULL THEN
+    IF cardinality(array_remove(filters, NULL)) = 0 THEN
         RAISE EXCEPTION 'give at least one of queue_id, domain, reverse_path, site, tenant'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    RETURN QUERY
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+-- matching locks and returns the recipients that are in one of the states,
+-- are in no transaction with a remote host, and meet every filter given.
+CREATE FUNCTION postrider.matching(p_queue_id uuid, p_domain text, p_reverse_path text, p_site text, p_tenant text,
+                                   p_states postrider.recipient_state[])
+RETURNS TABLE (queue_id uuid, recipient_no integer)
+LANGUAGE sql SET search_path = postrider, pg_temp AS $$
     SELECT r.queue_id, r.recipient_no
     FROM recipients r
     JOIN messages m ON m.queue_id = r.queue_id
@@ -129,8 +135,8 @@ BEGIN
       AND (p_reverse_path IS NULL OR m.reverse_path = p_reverse_path)
       AND (p_tenant IS NULL OR m.tenant = p_tenant)
     ORDER BY r.queue_id, r.recipient_no
-    FOR UPDATE OF r;
-END $$;
+    FOR UPDATE OF r
+$$;
 -- +goose StatementEnd
 
 -- Each function below returns the exact number of recipients it changed. A
@@ -142,6 +148,7 @@ END $$;
 CREATE FUNCTION postrider.hold(queue_id uuid DEFAULT NULL, domain text DEFAULT NULL, reverse_path text DEFAULT NULL,
                                site text DEFAULT NULL, tenant text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    SELECT require_filter($1::text, $2, $3, $4, $5);
     WITH changed AS (
         UPDATE recipients r
         SET state = 'held', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false, next_attempt_at = r.expires_at
@@ -156,6 +163,7 @@ $$;
 CREATE FUNCTION postrider.release(queue_id uuid DEFAULT NULL, domain text DEFAULT NULL, reverse_path text DEFAULT NULL,
                                   site text DEFAULT NULL, tenant text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    SELECT require_filter($1::text, $2, $3, $4, $5);
     WITH changed AS (
         UPDATE recipients r
         SET state = 'queued', rung = false, next_attempt_at = now()
@@ -171,6 +179,7 @@ $$;
 CREATE FUNCTION postrider.retry_now(queue_id uuid DEFAULT NULL, domain text DEFAULT NULL, reverse_path text DEFAULT NULL,
                                     site text DEFAULT NULL, tenant text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    SELECT require_filter($1::text, $2, $3, $4, $5);
     WITH changed AS (
         UPDATE recipients r
         SET attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false, next_attempt_at = now()
@@ -187,6 +196,7 @@ $$;
 CREATE FUNCTION postrider.fail(reason text, queue_id uuid DEFAULT NULL, domain text DEFAULT NULL, reverse_path text DEFAULT NULL,
                                site text DEFAULT NULL, tenant text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    SELECT require_filter($2::text, $3, $4, $5, $6);
     WITH changed AS (
         UPDATE recipients r
         SET state = 'failed', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false,
@@ -208,6 +218,7 @@ $$;
 CREATE FUNCTION postrider.cancel(reason text, queue_id uuid DEFAULT NULL, domain text DEFAULT NULL, reverse_path text DEFAULT NULL,
                                  site text DEFAULT NULL, tenant text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    SELECT require_filter($2::text, $3, $4, $5, $6);
     WITH changed AS (
         UPDATE recipients r
         SET state = 'cancelled', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false,

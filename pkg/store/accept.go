@@ -75,9 +75,12 @@ func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error
 	if hasCode(err, undefinedTable) {
 		// The scheduler makes partitions ahead of time. Without one for a
 		// day, we make ours.
-		if err = s.EnsurePartitions(ctx, group[0].ID.Time(), group[len(group)-1].ID.Time()); err == nil {
-			err = s.copyInOneWrite(ctx, c)
+		for _, sub := range group {
+			if err := s.EnsurePartitions(ctx, sub.ID.Time(), sub.ID.Time()); err != nil {
+				return fmt.Errorf("accept: %w", err)
+			}
 		}
+		err = s.copyInOneWrite(ctx, c)
 	}
 	if err != nil {
 		return fmt.Errorf("accept %d messages: %w", len(group), err)
@@ -263,8 +266,8 @@ func insertChunks(ctx context.Context, tx pgx.Tx, id mail.QueueID, content io.Re
 	q := `INSERT INTO contents_` + hour(id) + ` (queue_id, chunk_no, content) VALUES ($1, $2, $3)`
 	chunk := make([]byte, ChunkBytes)
 	for no := int32(0); ; no++ {
-		n, err := io.ReadFull(content, chunk)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		n, err := fill(content, chunk)
+		if err != nil {
 			return size, err
 		}
 		if n > 0 {
@@ -277,6 +280,22 @@ func insertChunks(ctx context.Context, tx pgx.Tx, id mail.QueueID, content io.Re
 			return size, nil
 		}
 	}
+}
+
+// fill reads until chunk is full or content ends. io.ReadFull would not let
+// us tell content that ended from content that broke off.
+func fill(content io.Reader, chunk []byte) (n int, err error) {
+	for n < len(chunk) {
+		m, err := content.Read(chunk[n:])
+		n += m
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // acceptInTx accepts a submission as part of a larger transaction.

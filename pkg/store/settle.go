@@ -37,7 +37,7 @@ const settleRows = `WITH settled AS (
     UPDATE recipients_%s r
     SET state           = t.state::recipient_state,
         attempt         = r.attempt + CASE WHEN $1::integer IS NULL THEN 1 ELSE 0 END,
-        next_attempt_at = least(t.next_attempt_at, r.expires_at),
+        next_attempt_at = CASE WHEN t.next_attempt_at IS NOT NULL THEN least(t.next_attempt_at, r.expires_at) END,
         final_at        = CASE WHEN t.next_attempt_at IS NULL THEN now() END,
         tries           = r.tries + t.tried,
         worker_id       = NULL,

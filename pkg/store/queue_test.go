@@ -1,0 +1,372 @@
+package store_test
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+func (f *fixture) ring(t *testing.T, o store.RingOptions) []mail.QueuedMessage {
+	t.Helper()
+	o.Limit = 100
+	ring, _, err := f.Ring(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+func TestRing(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	if n := len(f.ring(t, store.RingOptions{})); n != 0 {
+		t.Errorf("a fresh message was rung: %d", n)
+	}
+	if n := len(f.ring(t, store.RingOptions{All: true})); n != 1 {
+		t.Errorf("after the loss of the bus %d were rung, want 1", n)
+	}
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second'")
+	if n := len(f.ring(t, store.RingOptions{OldestHint: time.Now().Add(-time.Hour)})); n != 0 {
+		t.Error("rung although its hint may still wait on the bus")
+	}
+	if !one[bool](t, f, "SELECT next_attempt_at > now() + interval '1 hour' FROM recipients") {
+		t.Error("a late hint was not pushed on by the length of the backlog")
+	}
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second'")
+	if n := len(f.ring(t, store.RingOptions{OldestHint: time.Now()})); n != 1 {
+		t.Error("not rung although all hints of its time are gone")
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 0 {
+		t.Error("rung twice: it was not armed again")
+	}
+}
+
+func TestRingSharesBetweenSchedulers(t *testing.T) {
+	f := setup(t)
+	var subs []*mail.Submission
+	for range 200 {
+		subs = append(subs, submission(1))
+	}
+	f.accept(t, subs...)
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second', rung = false")
+	var mu sync.Mutex
+	seen := map[mail.QueueID]int{}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				ring, looked, err := f.Ring(t.Context(), store.RingOptions{Limit: 20})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				for _, m := range ring {
+					seen[m.ID]++
+				}
+				done := looked == 0 && len(seen) == len(subs)
+				mu.Unlock()
+				if done || looked == 0 {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, sub := range subs {
+		if seen[sub.ID] != 1 {
+			t.Errorf("%s was rung %d times, want once", sub.ID, seen[sub.ID])
+		}
+	}
+}
+
+func TestTakeLostWithoutTheBus(t *testing.T) {
+	f := setup(t)
+	sub := submission(2)
+	f.accept(t, sub)
+	queued, err := f.TakeLost(t.Context(), 10)
+	if err != nil || len(queued) != 1 || len(queued[0].Recipients) != 2 {
+		t.Fatalf("take lost: %+v, %v", queued, err)
+	}
+	if again, err := f.TakeLost(t.Context(), 10); err != nil || len(again) != 0 {
+		t.Errorf("taken twice: %+v, %v", again, err)
+	}
+}
+
+func TestParkAndPull(t *testing.T) {
+	f := setup(t)
+	low, high := submission(2), submission(1)
+	high.Priority = 5
+	f.accept(t, low, high)
+	r := route("mx.example.org")
+	reqs := []*mail.DeliveryRequest{request(low, r), request(high, r)}
+	if err := f.Park(t.Context(), 0, reqs); err != nil {
+		t.Fatal(err)
+	}
+	if len(reqs[0].Recipients) != 2 || len(reqs[1].Recipients) != 1 {
+		t.Fatalf("parked %d and %d", len(reqs[0].Recipients), len(reqs[1].Recipients))
+	}
+	w := f.worker(t)
+	if late := f.claim(t, w, low); len(late.Recipients) != 0 {
+		t.Error("the hint of a parked recipient was claimed")
+	}
+	sites, err := f.ParkedSites(t.Context(), []int16{0, 1, r.Site.Slot()})
+	if err != nil || len(sites) != 1 || sites[0].Site != r.Site {
+		t.Fatalf("parked sites %+v, %v", sites, err)
+	}
+	got, err := f.Pull(t.Context(), w, r.Site, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Message.ID != high.ID || len(got[1].Recipients) != 1 {
+		t.Fatalf("pulled %+v, want the urgent message, then one recipient of the other", got)
+	}
+	if !slices.EqualFunc(got[0].Route.Hosts, r.Hosts, func(a, b mail.Host) bool { return a.Name == b.Name && a.Port == b.Port }) {
+		t.Errorf("route %+v, want %+v", got[0].Route, r)
+	}
+	if lost := f.settle(t, w, settlement(got[0], relayed)); lost != 0 {
+		t.Error("a pulled recipient could not be settled")
+	}
+	if err := f.Park(t.Context(), w, got[1:]); err != nil || len(got[1].Recipients) != 1 {
+		t.Fatalf("a worker could not park its claim: %v", err)
+	}
+	if got, err = f.Pull(t.Context(), w, r.Site, 10); err != nil || len(got) != 1 || len(got[0].Recipients) != 2 {
+		t.Fatalf("pulled %+v, %v; want both recipients in one request", got, err)
+	}
+	f.balanced(t)
+}
+
+func TestPullWithoutRouteGoesBackToTheResolver(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	r := route("mx.example.org")
+	r.ExpiresAt = time.Now().Add(-time.Second)
+	if err := f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(sub, r)}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := f.Pull(t.Context(), f.worker(t), r.Site, 10); err != nil || len(got) != 0 {
+		t.Fatalf("pulled %+v, %v with an expired route", got, err)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
+		t.Errorf("rung %d, want 1", n)
+	}
+}
+
+func TestDelayedRecipientIsRungAgainInTime(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	w := f.worker(t)
+	f.settle(t, w, settlement(f.claim(t, w, sub), delayed(time.Now().Add(time.Hour))))
+	if n := one[int](t, f, "SELECT tries FROM recipients"); n != 1 {
+		t.Errorf("tries %d", n)
+	}
+	if n := len(f.ring(t, store.RingOptions{All: true})); n != 0 {
+		t.Error("a recipient that waits for its retry was rung after a loss of the bus")
+	}
+	if n := one[int](t, f, "SELECT retry_now(domain => 'example.org')"); n != 1 {
+		t.Errorf("retry_now changed %d", n)
+	}
+	ring := f.ring(t, store.RingOptions{})
+	if len(ring) != 1 || ring[0].Recipients[0].Tries != 1 {
+		t.Errorf("ring %+v", ring)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM queue WHERE last_reply = 'greylisted' AND place = 'waiting'"); n != 1 {
+		t.Error("the view does not show the last reply")
+	}
+}
+
+func TestExpireInEveryPlace(t *testing.T) {
+	f := setup(t)
+	var subs []*mail.Submission
+	for range 6 {
+		subs = append(subs, submission(1))
+	}
+	f.accept(t, subs...)
+	w := f.worker(t)
+	waiting, parked, claimed, held, inTransaction, fresh := subs[0], subs[1], subs[2], subs[3], subs[4], subs[5]
+	if err := f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(parked, route("x"))}); err != nil {
+		t.Fatal(err)
+	}
+	lostClaim := f.claim(t, w, claimed)
+	if n := one[int](t, f, "SELECT hold(queue_id => $1)", held.ID); n != 1 {
+		t.Fatal("not held")
+	}
+	dispatched := f.claim(t, w, inTransaction)
+	if _, err := f.Dispatch(t.Context(), w, []*mail.DeliveryRequest{dispatched}); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(t, `UPDATE recipients SET expires_at = now() - interval '1 second', next_attempt_at = now() - interval '1 second' WHERE queue_id <> $1`, fresh.ID)
+	n, reports, err := f.Expire(t.Context(), 100)
+	if err != nil || n != 4 || len(reports) != 4 {
+		t.Fatalf("expired %d, reports %v, %v; want 4: all but the fresh one and the one in a transaction", n, reports, err)
+	}
+	if lost := f.settle(t, w, settlement(lostClaim, relayed)); lost != 1 {
+		t.Error("a worker settled an expired claim")
+	}
+	if lost := f.settle(t, w, settlement(dispatched, relayed)); lost != 0 {
+		t.Error("the transaction in progress could not be settled")
+	}
+	if a := f.balanced(t); a.Expired != 4 || a.Relayed != 1 || a.Queued != 1 {
+		t.Errorf("accounting %+v", a)
+	}
+	_ = waiting
+	f.exec(t, `UPDATE recipients SET expires_at = now() - interval '1 hour', next_attempt_at = now() - interval '1 hour', worker_id = $1, dispatched = true WHERE queue_id = $2`, w, fresh.ID)
+	if n, _, err := f.Expire(t.Context(), 100); err != nil || n != 1 {
+		t.Errorf("a transaction without end did not expire: %d, %v", n, err)
+	}
+}
+
+func TestSettleUnclaimed(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	st := settlement(request(sub, route("x")), failed)
+	for want := range 2 { // the second time is a repeated hint
+		lost, err := f.SettleUnclaimed(t.Context(), []mail.Settlement{st})
+		if err != nil || lost != want {
+			t.Errorf("lost %d, %v; want %d", lost, err, want)
+		}
+	}
+	if a := f.balanced(t); a.Failed != 1 {
+		t.Errorf("accounting %+v", a)
+	}
+}
+
+func TestWorkersAndSlots(t *testing.T) {
+	f := setup(t)
+	a, b := f.worker(t), f.worker(t)
+	all := make([]int16, mail.Slots)
+	for i := range all {
+		all[i] = int16(i)
+	}
+	if taken, err := f.TakeSlots(t.Context(), a, lease, all); err != nil || len(taken) != mail.Slots {
+		t.Fatalf("took %d, %v", len(taken), err)
+	}
+	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != 0 {
+		t.Fatalf("the second worker took %v, %v", taken, err)
+	}
+	if err := f.ReleaseSlots(t.Context(), a, []int16{3, 4}); err != nil {
+		t.Fatal(err)
+	}
+	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != 2 {
+		t.Fatalf("took %v, %v after a release", taken, err)
+	}
+	l, err := f.Renew(t.Context(), a, lease)
+	if err != nil || l.Gone || len(l.Slots) != mail.Slots-2 || !slices.Equal(l.Live, []mail.WorkerID{a, b}) {
+		t.Fatalf("renewed %+v, %v", l, err)
+	}
+	homes, err := f.SlotHomes(t.Context())
+	if err != nil || homes[3] != (store.Home{Worker: b, Live: true}) || homes[5].Worker != a {
+		t.Fatalf("homes %+v, %v", homes, err)
+	}
+	f.exec(t, "UPDATE workers SET lease_until = now() - interval '1 second' WHERE worker_id = $1", a)
+	f.exec(t, "UPDATE slots SET lease_until = now() - interval '1 second' WHERE worker_id = $1", a)
+	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != mail.Slots-2 {
+		t.Fatalf("took %d, %v after the lease ended", len(taken), err)
+	}
+	if l, err := f.Renew(t.Context(), a, lease); err != nil || l.Gone || len(l.Slots) != 0 {
+		t.Fatalf("a late worker renewed %+v, %v; want its life, not its slots", l, err)
+	}
+}
+
+func TestReclaim(t *testing.T) {
+	f := setup(t)
+	idle, sending := submission(1), submission(2)
+	f.accept(t, idle, sending)
+	w := f.worker(t)
+	f.claim(t, w, idle)
+	req := f.claim(t, w, sending)
+	if _, err := f.Dispatch(t.Context(), w, []*mail.DeliveryRequest{req}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := f.Reclaim(t.Context(), 0); err != nil || len(r.Workers) != 0 {
+		t.Fatalf("reclaimed %+v, %v from a live worker", r, err)
+	}
+	f.exec(t, "UPDATE workers SET lease_until = now() - interval '1 second'")
+	if r, err := f.Reclaim(t.Context(), time.Hour); err != nil || len(r.Workers) != 0 {
+		t.Fatalf("reclaimed %+v, %v right after the start of Postgres", r, err)
+	}
+	r, err := f.Reclaim(t.Context(), 0)
+	if err != nil || !slices.Equal(r.Workers, []mail.WorkerID{w}) || r.Recipients != 3 || r.Uncertain != 2 {
+		t.Fatalf("reclaimed %+v, %v", r, err)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM history WHERE uncertain AND queue_id = $1", sending.ID); n != 2 {
+		t.Errorf("%d recipients are uncertain, want the 2 in a transaction", n)
+	}
+	if l, err := f.Renew(t.Context(), w, lease); err != nil || !l.Gone {
+		t.Errorf("a dead worker renewed %+v, %v", l, err)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 2 {
+		t.Errorf("rung %d messages, want 2", n)
+	}
+	f.balanced(t)
+}
+
+func TestEndWorkerGivesBack(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	w := f.worker(t)
+	f.claim(t, w, sub)
+	if _, err := f.TakeSlots(t.Context(), w, lease, []int16{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.EndWorker(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM slots WHERE worker_id IS NOT NULL"); n != 0 {
+		t.Errorf("%d slots still have a home", n)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
+		t.Errorf("rung %d, want 1", n)
+	}
+}
+
+func TestSites(t *testing.T) {
+	f := setup(t)
+	site := mail.Site("mx.example.org")
+	if got, want := one[int16](t, f, "SELECT site_slot($1)", string(site)), site.Slot(); got != want {
+		t.Errorf("site_slot in SQL is %d, in Go %d", got, want)
+	}
+	if err := f.SaveSites(t.Context(), []store.SiteState{{Site: site, State: []byte("warm")}}); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(t, "SELECT suspend_site($1, '1 hour', 'they asked')", string(site))
+	states, err := f.LoadSites(t.Context(), []int16{site.Slot()})
+	if err != nil || len(states) != 1 || string(states[0].State) != "warm" || states[0].SuspendedUntil.IsZero() {
+		t.Fatalf("states %+v, %v", states, err)
+	}
+	if s, err := f.Suspended(t.Context(), []int16{site.Slot()}); err != nil || len(s) != 1 || s[0].SuspendReason != "they asked" {
+		t.Fatalf("suspended %+v, %v", s, err)
+	}
+	if n := one[int](t, f, "SELECT resume_site($1)", string(site)); n != 1 {
+		t.Errorf("resume_site changed %d", n)
+	}
+}
+
+func TestReroute(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	if n := one[int](t, f, "SELECT reroute('Example.org', '{relay.example.net:587}', 'encrypt')"); n != 1 {
+		t.Errorf("reroute changed %d", n)
+	}
+	rules, err := f.Routing(t.Context())
+	if err != nil || len(rules) != 1 || rules[0].Domain != "example.org" || rules[0].TLS != mail.TLSEncrypt || rules[0].Hosts[0] != "relay.example.net:587" {
+		t.Fatalf("routing %+v, %v", rules, err)
+	}
+}
+
+func TestOperatorsMustSayWhat(t *testing.T) {
+	f := setup(t)
+	if _, err := f.db.Exec(t.Context(), "SELECT hold()"); err == nil {
+		t.Error("hold() without a filter held the whole queue")
+	}
+}
