@@ -88,7 +88,7 @@ func (w *World) SetMX(domain string, mx ...string) error {
 	return w.DNS.Set(clone(w.zone))
 }
 
-// clone copies what SetMX and Remote change, as the server still reads it.
+// clone copies what the methods change, as the server still reads it.
 func clone(z dnstest.Zone) dnstest.Zone {
 	z.MX, z.A = maps.Clone(z.MX), maps.Clone(z.A)
 	z.TTL = time.Second
@@ -96,11 +96,19 @@ func clone(z dnstest.Zone) dnstest.Zone {
 	return z
 }
 
-// SetServFail makes DNS fail for these names.
-func (w *World) SetServFail(names ...string) error {
+// FailDNS makes DNS answer SERVFAIL for a name.
+func (w *World) FailDNS(name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.zone.ServFail = names
+	w.zone.ServFail = append(w.zone.ServFail, name)
+	return w.DNS.Set(clone(w.zone))
+}
+
+// HealDNS ends FailDNS.
+func (w *World) HealDNS(name string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.zone.ServFail = slices.DeleteFunc(slices.Clone(w.zone.ServFail), func(n string) bool { return n == name })
 	return w.DNS.Set(clone(w.zone))
 }
 

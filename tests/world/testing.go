@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,14 +12,54 @@ import (
 	"github.com/postrider/postrider/tests/internal/proc"
 )
 
-// Main runs the tests of a package and removes the binaries afterwards.
-func Main(m *testing.M) {
+// Main runs the tests of a package, closes the worlds that they shared, and
+// removes the binaries.
+func Main(m *testing.M, shared ...*Shared) {
 	code := m.Run()
+	for _, s := range shared {
+		if err := s.close(); err != nil {
+			fmt.Fprintln(os.Stderr, "close the shared world:", err)
+			code = 1
+		}
+	}
 	if err := RemoveBuild(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// Shared is a world for all tests of a package, started by the first that
+// asks for it. Tests keep apart by their domains.
+type Shared struct {
+	Options Options
+
+	once  sync.Once
+	world *World
+	err   error
+}
+
+// Get returns the world. The logs are shown if the test fails.
+func (s *Shared) Get(tb testing.TB) *World {
+	tb.Helper()
+	// The context of this test must not end what others use.
+	s.once.Do(func() { s.world, s.err = New(context.Background(), s.Options) })
+	if s.err != nil {
+		tb.Fatalf("start the shared world: %v\n%s", s.err, s.world.Logs())
+	}
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Log(s.world.Logs())
+		}
+	})
+	return s.world
+}
+
+func (s *Shared) close() error {
+	if s.world == nil {
+		return nil
+	}
+	return s.world.Close()
 }
 
 // Start runs a world for the time of a test. The test fails if a process of
