@@ -45,10 +45,18 @@ func Load(cfg Config) (*Shaping, error) {
 	return s, nil
 }
 
+// The sites that the file gives names to.
+const (
+	domainSite   = "domain:"
+	providerSite = "provider:"
+)
+
 // For returns the values for mail to domain at site, whose mail exchangers
 // are hosts. Before the route is known site is "" and hosts are nil: then a
-// provider can match by DomainSuffix only.
+// provider can match by DomainSuffix only. Without a domain the values are
+// those of the site.
 func (s *Shaping) For(domain mail.Domain, site mail.Site, hosts []mail.Host) Values {
+	domain = domainOf(domain, site)
 	v := s.base
 	for _, b := range s.layers(domain, site, hosts) {
 		for _, set := range b.settings {
@@ -59,16 +67,24 @@ func (s *Shaping) For(domain mail.Domain, site mail.Site, hosts []mail.Host) Val
 	return v
 }
 
+// domainOf returns the domain that the values are asked for.
+func domainOf(domain mail.Domain, site mail.Site) mail.Domain {
+	if of, ok := strings.CutPrefix(string(site), domainSite); ok && domain == "" {
+		return mail.Domain(of)
+	}
+	return domain
+}
+
 // Site returns the site that the file gives to domain: "domain:example.com"
 // when its block has mx_rollup = false, or "provider:name" of the provider
 // that serves it; "" if the file says nothing and the site is the rollup of
 // the hosts.
 func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
 	if s.file.names[string(domain)].apart {
-		return mail.Site("domain:" + string(domain))
+		return mail.Site(domainSite + string(domain))
 	}
 	if p := s.file.find(domain, hosts); p != nil {
-		return mail.Site("provider:" + p.id)
+		return mail.Site(providerSite + p.id)
 	}
 	return ""
 }
@@ -102,7 +118,7 @@ func (s *Shaping) Explain(domain mail.Domain, site mail.Site, hosts []mail.Host)
 // layers returns the blocks that hold, lowest first.
 func (s *Shaping) layers(domain mail.Domain, site mail.Site, hosts []mail.Host) []block {
 	blocks := append(make([]block, 0, 4), s.file.base)
-	if p := s.file.find(domain, hosts); p != nil {
+	if p := s.provider(domain, site, hosts); p != nil {
 		blocks = append(blocks, p.block)
 	}
 	if b, ok := s.file.names[string(site)]; ok && site != mail.Site(domain) {
@@ -112,4 +128,17 @@ func (s *Shaping) layers(domain mail.Domain, site mail.Site, hosts []mail.Host) 
 		blocks = append(blocks, b)
 	}
 	return blocks
+}
+
+// provider returns the provider that site is named after, or that serves
+// domain.
+func (s *Shaping) provider(domain mail.Domain, site mail.Site, hosts []mail.Host) *provider {
+	if id, ok := strings.CutPrefix(string(site), providerSite); ok {
+		for i := range s.file.providers {
+			if s.file.providers[i].id == id {
+				return &s.file.providers[i]
+			}
+		}
+	}
+	return s.file.find(domain, hosts)
 }

@@ -142,6 +142,12 @@ func TestLayers(t *testing.T) {
 		{"smart host by site", "any.example", "relay.example:2525", hosts("relay.example"), func(v shaping.Values) bool {
 			return v.Ready == 7 && v.TLS == mail.TLSMay && v.Named
 		}},
+		{"the site of a provider, without a domain", "", "provider:google", nil, func(v shaping.Values) bool {
+			return v.Connections == 5 && !v.Named
+		}},
+		{"the site of a domain, without a domain", "", "domain:apart.example", nil, func(v shaping.Values) bool {
+			return v.Connections == 2 && v.Named
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if v := s.For(c.domain, c.site, c.hosts); !c.check(v) {
