@@ -95,7 +95,8 @@ type ParkedSite struct {
 
 // A loose index scan: its cost grows with the number of sites, not with the
 // number of recipients.
-const parkedSites = `WITH RECURSIVE found AS (
+const (
+	parkedIn = `WITH RECURSIVE found AS (
     (SELECT wanted.slot, first.site
      FROM unnest($1::smallint[]) AS wanted (slot)
      CROSS JOIN LATERAL (SELECT min(r.site) AS site FROM recipients r WHERE r.slot = wanted.slot) first
@@ -105,7 +106,9 @@ const parkedSites = `WITH RECURSIVE found AS (
     FROM found f
     CROSS JOIN LATERAL (SELECT min(r.site) AS site FROM recipients r WHERE r.slot = f.slot AND r.site > f.site) next
     WHERE next.site IS NOT NULL)
-SELECT f.slot, f.site FROM found f`
+`
+	parkedSites = parkedIn + `SELECT f.slot, f.site FROM found f`
+)
 
 // ParkedSites returns the sites of the given slots that have parked
 // recipients.

@@ -27,8 +27,14 @@ func TestRing(t *testing.T) {
 	if n := len(f.ring(t, store.RingOptions{})); n != 0 {
 		t.Errorf("a fresh message was rung: %d", n)
 	}
-	if n := len(f.ring(t, store.RingOptions{All: true})); n != 1 {
-		t.Errorf("after the loss of the bus %d were rung, want 1", n)
+	if n, err := f.Unring(t.Context(), 10); err != nil || n != 1 {
+		t.Errorf("after the loss of the bus %d became due, %v; want 1", n, err)
+	}
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Waiting <= 0 || lag.Parked != 0 || lag.Reports != 0 {
+		t.Errorf("lag %+v, %v; want only waiting", lag, err)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
+		t.Errorf("rung %d, want 1", n)
 	}
 	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second'")
 	if n := len(f.ring(t, store.RingOptions{OldestHint: time.Now().Add(-time.Hour)})); n != 0 {
@@ -111,6 +117,9 @@ func TestParkAndPull(t *testing.T) {
 	if len(reqs[0].Recipients) != 2 || len(reqs[1].Recipients) != 1 {
 		t.Fatalf("parked %d and %d", len(reqs[0].Recipients), len(reqs[1].Recipients))
 	}
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Parked <= 0 || lag.Waiting != 0 {
+		t.Errorf("lag %+v, %v; want only parked", lag, err)
+	}
 	w := f.worker(t)
 	if late := f.claim(t, w, low); len(late.Recipients) != 0 {
 		t.Error("the hint of a parked recipient was claimed")
@@ -167,8 +176,8 @@ func TestDelayedRecipientIsRungAgainInTime(t *testing.T) {
 	if n := one[int](t, f, "SELECT tries FROM recipients"); n != 1 {
 		t.Errorf("tries %d", n)
 	}
-	if n := len(f.ring(t, store.RingOptions{All: true})); n != 0 {
-		t.Error("a recipient that waits for its retry was rung after a loss of the bus")
+	if n, err := f.Unring(t.Context(), 10); err != nil || n != 0 {
+		t.Errorf("%d recipients that wait for their retry became due after a loss of the bus, %v", n, err)
 	}
 	if n := one[int](t, f, "SELECT retry_now(domain => 'example.org')"); n != 1 {
 		t.Errorf("retry_now changed %d", n)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,20 +19,15 @@ type RingOptions struct {
 	// zero if none does. A recipient that was rung after it is not rung
 	// again: its hint is late, not lost.
 	OldestHint time.Time
-
-	// All rings every recipient whose hint is out, due or not: for use when
-	// the bus has lost its data.
-	All bool
 }
 
 // A hint that is late is looked at again after twice the time that the
 // oldest hint has waited, so that a long backlog costs few updates.
 const ringRows = `WITH due AS (
     SELECT r.queue_id, r.recipient_no,
-           r.rung AND NOT $3 AND r.next_attempt_at - $4::interval >= $2::timestamptz AS late
+           r.rung AND r.next_attempt_at - $3::interval >= $2::timestamptz AS late
     FROM recipients r
-    WHERE r.next_attempt_at <= now() + CASE WHEN $3 THEN interval '1 hour' ELSE interval '0' END
-      AND (r.next_attempt_at <= now() OR r.rung)
+    WHERE r.next_attempt_at <= now()
       AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
       AND r.expires_at > now()
     ORDER BY r.next_attempt_at
@@ -40,7 +36,7 @@ const ringRows = `WITH due AS (
 rung AS (
     UPDATE recipients r
     SET rung = true,
-        next_attempt_at = now() + $4::interval + CASE WHEN d.late THEN 2 * (now() - $2::timestamptz) ELSE interval '0' END
+        next_attempt_at = now() + $3::interval + CASE WHEN d.late THEN 2 * (now() - $2::timestamptz) ELSE interval '0' END
     FROM due d
     WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
     RETURNING d.late, r.*)
@@ -57,7 +53,7 @@ func (s *Store) Ring(ctx context.Context, o RingOptions) (ring []mail.QueuedMess
 	if oldest.IsZero() {
 		oldest = time.Now().Add(time.Hour) // no hint waits: none is late
 	}
-	rows, err := s.plain.Query(ctx, ringRows, o.Limit, oldest, o.All, Rearm)
+	rows, err := s.plain.Query(ctx, ringRows, o.Limit, oldest, Rearm)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ring: %w", err)
 	}
@@ -87,6 +83,29 @@ func collectQueued(rows pgx.Rows) (queued []mail.QueuedMessage, looked int, err 
 		return nil
 	})
 	return queued, looked, err
+}
+
+const unringRows = `WITH out AS (
+    SELECT r.queue_id, r.recipient_no
+    FROM recipients r
+    WHERE r.next_attempt_at > now() AND r.rung
+      AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED)
+UPDATE recipients r
+SET rung = false, next_attempt_at = now()
+FROM out
+WHERE r.queue_id = out.queue_id AND r.recipient_no = out.recipient_no`
+
+// Unring makes up to limit recipients whose hint is on the bus due at once,
+// for use when the bus has lost its data. It returns their number: less than
+// the limit means that none is left.
+func (s *Store) Unring(ctx context.Context, limit int) (int, error) {
+	tag, err := s.plain.Exec(ctx, unringRows, limit)
+	if err != nil {
+		return 0, fmt.Errorf("unring: %w", err)
+	}
+	return int(tag.RowsAffected()), nil
 }
 
 const takeLost = `WITH due AS (
@@ -178,6 +197,43 @@ func (s *Store) Expire(ctx context.Context, limit int) (expired int, reports []m
 		return 0, nil, fmt.Errorf("expire: %w", err)
 	}
 	return expired, reports, nil
+}
+
+// Lag is how long the oldest work of a stage has been due: zero when nothing
+// is.
+type Lag struct {
+	Waiting time.Duration // recipients that are due and not rung: scheduler
+	Parked  time.Duration // age of the oldest message that is next to be pulled for its site: delivery
+	Reports time.Duration // reports that are due: bounce
+}
+
+const parkedLag = parkedIn + `SELECT now() - m.accepted_at
+FROM found f
+CROSS JOIN LATERAL (SELECT r.queue_id FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
+                    ORDER BY r.priority DESC, r.queue_id LIMIT 1) next
+JOIN messages m ON m.queue_id = next.queue_id
+ORDER BY next.queue_id
+LIMIT 1`
+
+// Lag reads the ends of indexes: its cost grows with the number of sites that
+// have parked recipients, not with the number of recipients.
+func (s *Store) Lag(ctx context.Context) (l Lag, err error) {
+	const q = `SELECT
+    coalesce((SELECT now() - min(next_attempt_at) FROM recipients
+              WHERE next_attempt_at <= now() AND state = 'queued' AND worker_id IS NULL AND slot IS NULL), '0'),
+    coalesce((SELECT now() - min(due_at) FROM reports WHERE due_at <= now()), '0')`
+	if err := s.plain.QueryRow(ctx, q).Scan(&l.Waiting, &l.Reports); err != nil {
+		return Lag{}, fmt.Errorf("lag: %w", err)
+	}
+	slots := make([]int16, mail.Slots)
+	for i := range slots {
+		slots[i] = int16(i)
+	}
+	err = s.plain.QueryRow(ctx, parkedLag, slots).Scan(&l.Parked)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return Lag{}, fmt.Errorf("lag: %w", err)
+	}
+	return l, nil
 }
 
 // Accounting is the view postrider.accounting: counts of recipients in the

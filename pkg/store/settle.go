@@ -192,7 +192,7 @@ func attemptColumnsOf(worker *mail.WorkerID, settlements []mail.Settlement) *att
 			c.startedAt = append(c.startedAt, t.StartedAt)
 			c.microseconds = append(c.microseconds, t.Duration.Microseconds())
 			c.nexts = append(c.nexts, timeOrNull(o.NextAttemptAt))
-			c.replies = append(c.replies, validText(o.Reply.Text(), maxReplyBytes))
+			c.replies = append(c.replies, validText(replyText(o.Reply), maxReplyBytes))
 			c.hosts = append(c.hosts, validText(t.Host, 255))
 			if t.Remote.IsValid() {
 				c.remotes = append(c.remotes, t.Remote.String())
@@ -225,6 +225,15 @@ func statusText(c mail.EnhancedCode) string {
 		return ""
 	}
 	return c.String()
+}
+
+// replyText is what the remote host wrote behind the reply code, or what we
+// say where it said nothing.
+func replyText(r mail.Reply) string {
+	if r.Enhanced.IsZero() {
+		return r.Text()
+	}
+	return r.Enhanced.String() + " " + r.Text()
 }
 
 // validText makes text of the outside world fit for a text column: bounded,
