@@ -1,0 +1,247 @@
+package mx
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// The status codes of RFC 3463 that a look-up can end in.
+var (
+	badDestination = mail.EnhancedCode{Class: 5, Subject: 1, Detail: 2}  // the domain does not exist
+	nullMX         = mail.EnhancedCode{Class: 5, Subject: 1, Detail: 10} // RFC 7505 §4.2
+	unableToRoute  = mail.EnhancedCode{Class: 5, Subject: 4, Detail: 4}
+	routingLoop    = mail.EnhancedCode{Class: 5, Subject: 4, Detail: 6}
+	directoryDown  = mail.EnhancedCode{Class: 4, Subject: 4, Detail: 3} // DNS gave no definite answer
+	cannotRouteNow = mail.EnhancedCode{Class: 4, Subject: 4, Detail: 4}
+)
+
+func permanent(status mail.EnhancedCode, text string) Result {
+	return Result{Trouble: &Trouble{Permanent: true, Status: status, Text: text}}
+}
+
+func transient(status mail.EnhancedCode, text string) Result {
+	return Result{Trouble: &Trouble{Status: status, Text: text}}
+}
+
+// find applies RFC 5321 §5.1 to one domain.
+func (r *Resolver) find(ctx context.Context, domain mail.Domain) (Result, time.Time) {
+	if domain.IsLiteral() {
+		return r.literal(string(domain)), time.Now().Add(r.ttl.max)
+	}
+	name, ok := hostName(string(domain))
+	if !ok {
+		return permanent(badDestination, fmt.Sprintf("%s is not a domain name", domain)), time.Now().Add(r.ttl.max)
+	}
+	a := r.ask(ctx, name, dns.TypeMX)
+	switch {
+	case a.verdict == unknown:
+		return transient(directoryDown, fmt.Sprintf("looking up the MX of %s: %s", domain, a.why)), a.expires
+	case a.verdict == noDomain:
+		return permanent(badDestination, fmt.Sprintf("the domain %s does not exist", domain)), a.expires
+	case a.nullMX:
+		return permanent(nullMX, fmt.Sprintf("%s takes no mail: it has a null MX (556, RFC 7505)", domain)), a.expires
+	case a.verdict == noData:
+		// RFC 5321 §5.1: without MX the domain itself is the host, preference
+		// 0; behind an alias, "the resulting name is processed as if it were
+		// the initial name".
+		return r.findHosts(ctx, domain, a, []exchanger{{a.name, 0}})
+	default:
+		return r.findHosts(ctx, domain, a, a.mx)
+	}
+}
+
+// findHosts turns the exchangers of a domain into a plan.
+func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, list []exchanger) (Result, time.Time) {
+	list = byPreference(list)
+	if len(list) == 0 {
+		return permanent(unableToRoute, fmt.Sprintf("no MX of %s names a host", domain)), a.expires
+	}
+	names := make([]string, len(list))
+	for i, x := range list {
+		names[i] = x.host
+	}
+	site := rollup(names)
+	// RFC 5321 §5.1: when we are an MX ourselves, only those with a better
+	// preference lead on; the rest would hand the mail back to us.
+	if i := slices.Index(names, r.self); i >= 0 {
+		list = slices.DeleteFunc(list, func(x exchanger) bool { return x.preference >= list[i].preference })
+		if names = names[:len(list)]; len(list) == 0 {
+			return permanent(routingLoop, fmt.Sprintf("mail for %s loops back to %s", domain, r.self)), a.expires
+		}
+	}
+	found := r.lookupHosts(ctx, names)
+	var hosts []target
+	expires := a.expires
+	for i, x := range list {
+		expires = earlier(expires, found[i].expires)
+		if found[i].usable() {
+			hosts = append(hosts, target{x.host, x.preference, r.cfg.Port, found[i].v4, found[i].v6})
+		}
+	}
+	// A plan lives long enough to be used, however old its answers are.
+	expires = later(expires, time.Now().Add(min(r.ttl.min, r.ttl.failure)))
+	if len(hosts) > 0 {
+		return Result{Plan: newPlan(site, hosts, false)}, expires
+	}
+	return noHost(domain, found, a.verdict == noData), expires
+}
+
+// noHost says why no host of a domain can be connected to. It is permanent
+// only if DNS was definite about every one of them. That all their addresses
+// are refused is permanent too, as KumoMTA's prohibited_hosts: no retry
+// changes what the domain's owner published.
+func noHost(domain mail.Domain, found []addresses, implicit bool) Result {
+	refused := false
+	for _, a := range found {
+		if a.unknown != "" {
+			return transient(directoryDown, fmt.Sprintf("looking up the addresses of the mail hosts of %s: %s", domain, a.unknown))
+		}
+		refused = refused || a.refused > 0
+	}
+	switch {
+	case refused:
+		return permanent(unableToRoute, fmt.Sprintf("the mail hosts of %s have only loopback, private or reserved addresses", domain))
+	case implicit:
+		return permanent(unableToRoute, fmt.Sprintf("%s has no MX and no address", domain))
+	default:
+		return permanent(unableToRoute, fmt.Sprintf("no MX of %s has an address", domain))
+	}
+}
+
+// byPreference sorts exchangers by preference and name, each host once with
+// its best preference, and keeps the best of too many.
+func byPreference(list []exchanger) []exchanger {
+	list = slices.SortedFunc(slices.Values(list), func(a, b exchanger) int {
+		if a.preference != b.preference {
+			return int(a.preference) - int(b.preference)
+		}
+		return strings.Compare(a.host, b.host)
+	})
+	seen := map[string]bool{}
+	list = slices.DeleteFunc(list, func(x exchanger) bool {
+		again := seen[x.host]
+		seen[x.host] = true
+		return again
+	})
+	return list[:min(len(list), maxExchangers)]
+}
+
+// literal handles a domain such as "[192.0.2.1]" or "[IPv6:2001:db8::1]":
+// RFC 5321 §4.1.3.
+func (r *Resolver) literal(domain string) Result {
+	if !r.cfg.AddressLiterals {
+		return permanent(badDestination, "mail to address literals is not relayed")
+	}
+	text := strings.TrimSuffix(strings.TrimPrefix(domain, "["), "]")
+	v6, isV6 := strings.CutPrefix(strings.ToLower(text), "ipv6:")
+	addr, err := netip.ParseAddr(v6)
+	if err != nil || addr.Is4() == isV6 || addr.Zone() != "" {
+		return permanent(badDestination, fmt.Sprintf("%s is not an address literal", domain))
+	}
+	var a addresses
+	if a.take(addr, r.cfg.Allow); !a.usable() {
+		return permanent(unableToRoute, fmt.Sprintf("%s is a loopback, private or reserved address", domain))
+	}
+	return Result{Plan: newPlan(mail.Site(domain), []target{{domain, 0, r.cfg.Port, a.v4, a.v6}}, false)}
+}
+
+// findSmartHosts turns an operator's hosts into a plan.
+func (r *Resolver) findSmartHosts(ctx context.Context, texts []string) (Result, time.Time) {
+	var hosts []target
+	var names []string
+	var wrong []string
+	for i, text := range texts {
+		t, err := r.parseSmartHost(text)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+			continue
+		}
+		t.preference = uint16(min(i, 1<<16-1))
+		hosts = append(hosts, t)
+		names = append(names, t.name)
+	}
+	site := bounded(strings.Join(texts, ","))
+	expires := time.Now().Add(r.ttl.max)
+	usable := hosts[:0]
+	for i, a := range r.lookupSmartHosts(ctx, names) {
+		expires = earlier(expires, a.expires)
+		switch {
+		case a.usable():
+			hosts[i].v4, hosts[i].v6 = a.v4, a.v6
+			usable = append(usable, hosts[i])
+		case a.unknown != "":
+			wrong = append(wrong, fmt.Sprintf("%s: %s", names[i], a.unknown))
+		case a.refused > 0:
+			wrong = append(wrong, fmt.Sprintf("%s: its address is not in an allowed network (POSTRIDER_ALLOW_TARGETS)", names[i]))
+		default:
+			wrong = append(wrong, fmt.Sprintf("%s: no address", names[i]))
+		}
+	}
+	if len(usable) > 0 {
+		return Result{Plan: newPlan(site, usable, true)}, expires
+	}
+	if len(wrong) == 0 {
+		wrong = []string{"none is configured"}
+	}
+	return transient(cannotRouteNow, "no smart host can be used: "+strings.Join(wrong, "; ")), earlier(expires, time.Now().Add(r.ttl.failure))
+}
+
+// lookupSmartHosts is lookupHosts for names that may be addresses.
+func (r *Resolver) lookupSmartHosts(ctx context.Context, names []string) []addresses {
+	found := make([]addresses, len(names))
+	var toAsk []string
+	var at []int
+	for i, name := range names {
+		if addr, err := netip.ParseAddr(name); err == nil {
+			found[i].expires = time.Now().Add(r.ttl.max)
+			found[i].take(addr, r.cfg.Allow)
+			continue
+		}
+		toAsk, at = append(toAsk, name), append(at, i)
+	}
+	for i, a := range r.lookupHosts(ctx, toAsk) {
+		found[at[i]] = a
+	}
+	return found
+}
+
+// parseSmartHost reads "host", "host:port", "[host]:port" or "[address]:port".
+func (r *Resolver) parseSmartHost(text string) (target, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		host, port = strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"), strconv.Itoa(int(r.cfg.Port))
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return target{}, fmt.Errorf("%q: port %q, want 1 to 65535", text, port)
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return target{name: addr.Unmap().WithZone("").String(), port: uint16(n)}, nil
+	}
+	domain, err := mail.ParseDomain(host)
+	if err != nil {
+		return target{}, fmt.Errorf("%q: %w", text, err)
+	}
+	name, ok := hostName(string(domain))
+	if !ok {
+		return target{}, fmt.Errorf("%q: not a host name", text)
+	}
+	return target{name: name, port: uint16(n)}, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,103 @@
+package mx
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Result is what is known of the way to a domain: exactly one of Plan and
+// Trouble is set.
+type Result struct {
+	Plan    *Plan
+	Trouble *Trouble
+}
+
+// Trouble is why there is no way to a domain.
+type Trouble struct {
+	Permanent bool
+	Status    mail.EnhancedCode
+	Text      string // one line, fit for a report to the sender
+}
+
+// Plan is the way to a domain, from which routes are drawn. It never changes.
+type Plan struct {
+	Site      mail.Site
+	ExpiresAt time.Time
+	// Key is equal for plans that differ in nothing but addresses learned at
+	// different times: their domains can share a route.
+	Key string
+
+	hosts     []target // by preference, then name
+	smartHost bool
+}
+
+// target is one host with its addresses by family.
+type target struct {
+	name       string
+	preference uint16
+	port       uint16
+	v4, v6     []netip.Addr
+}
+
+func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
+	var key strings.Builder
+	key.WriteString(string(site))
+	for _, h := range hosts {
+		key.WriteByte(' ')
+		key.WriteString(strconv.Itoa(int(h.preference)))
+		key.WriteByte(' ')
+		key.WriteString(h.name)
+		key.WriteByte(':')
+		key.WriteString(strconv.Itoa(int(h.port)))
+	}
+	return &Plan{Site: site, Key: key.String(), hosts: hosts, smartHost: smartHost}
+}
+
+// Route draws a route: hosts by preference, in random order within one, so
+// that load spreads over them (RFC 5321 §5.1: "MUST randomize"); addresses of
+// a host rotated at random within a family, the families taking turns, IPv4
+// first.
+func (p *Plan) Route(tls mail.TLSLevel) *mail.Route {
+	r := &mail.Route{Site: p.Site, Hosts: make([]mail.Host, len(p.hosts)), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt}
+	for i, h := range p.hosts {
+		r.Hosts[i] = mail.Host{Name: h.name, Preference: h.preference, Port: h.port, Addresses: interleave(h.v4, h.v6)}
+	}
+	for from := 0; from < len(r.Hosts); {
+		to := from + 1
+		for to < len(r.Hosts) && r.Hosts[to].Preference == r.Hosts[from].Preference {
+			to++
+		}
+		same := r.Hosts[from:to]
+		rand.Shuffle(len(same), func(i, j int) { same[i], same[j] = same[j], same[i] })
+		from = to
+	}
+	return r
+}
+
+func interleave(v4, v6 []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, 0, len(v4)+len(v6))
+	first4, first6 := start(v4), start(v6)
+	for i := range max(len(v4), len(v6)) {
+		if i < len(v4) {
+			out = append(out, v4[(first4+i)%len(v4)])
+		}
+		if i < len(v6) {
+			out = append(out, v6[(first6+i)%len(v6)])
+		}
+	}
+	return out
+}
+
+// start is where to begin in a list of addresses: a random rotation costs no
+// copy and spreads first choices as a shuffle does.
+func start(addrs []netip.Addr) int {
+	if len(addrs) < 2 {
+		return 0
+	}
+	return rand.IntN(len(addrs))
+}

@@ -1,0 +1,210 @@
+package mx
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Config says whom to ask and what to refuse. The zero value of a field
+// means its default.
+type Config struct {
+	Servers         []string       // "ip" or "ip:port"; none: /etc/resolv.conf
+	Hostname        string         // our own name; MX records that lead back to it are loops
+	Port            uint16         // of MX hosts; default 25
+	Allow           []netip.Prefix // inside networks that may be relayed to all the same
+	AddressLiterals bool           // relay to domains such as [192.0.2.1]
+	Timeout         time.Duration  // of one query to one server; default 3 s; a look-up gives up after 6 times that
+	Concurrency     int            // queries open at once; default 512
+	CacheSize       int            // names kept; default 50,000
+}
+
+// Resolver finds plans. Its methods are safe for concurrent use.
+type Resolver struct {
+	cfg     Config
+	self    string
+	ttl     ttlBounds
+	client  *client
+	answers *memo[answer] // by type and name: hosts shared by many domains are asked for once
+	plans   *memo[Result] // by domain
+	alive   context.Context
+	stop    context.CancelFunc
+}
+
+// New returns a Resolver. Errors: a server that is no address, or none at all.
+func New(cfg Config) (*Resolver, error) {
+	cfg.Port = or(cfg.Port, 25)
+	cfg.Timeout = or(cfg.Timeout, 3*time.Second)
+	cfg.Concurrency = or(cfg.Concurrency, 512)
+	cfg.CacheSize = or(cfg.CacheSize, 50_000)
+	client, err := newClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	answers, err := newMemo[answer](cfg.CacheSize)
+	if err != nil {
+		return nil, fmt.Errorf("cache of answers: %w", err)
+	}
+	plans, err := newMemo[Result](cfg.CacheSize)
+	if err != nil {
+		return nil, fmt.Errorf("cache of plans: %w", err)
+	}
+	r := &Resolver{
+		cfg: cfg, self: strings.ToLower(strings.TrimSuffix(cfg.Hostname, ".")),
+		ttl: usualTTL, client: client, answers: answers, plans: plans,
+	}
+	r.alive, r.stop = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close ends look-ups that still run. A closed Resolver finds nothing.
+func (r *Resolver) Close() {
+	r.stop()
+	r.answers.entries.StopAllGoroutines()
+	r.plans.entries.StopAllGoroutines()
+}
+
+// Known returns the result of an earlier Lookup whose TTL has not ended.
+func (r *Resolver) Known(domain mail.Domain) (Result, bool) { return r.plans.known(string(domain)) }
+
+// Lookup finds the way to a domain. The error is that of ctx; what DNS says
+// or fails to say is in the Result.
+func (r *Resolver) Lookup(ctx context.Context, domain mail.Domain) (Result, error) {
+	return r.result(ctx, string(domain), func(ctx context.Context) (Result, time.Time) { return r.find(ctx, domain) })
+}
+
+// SmartHosts finds the way to hosts that an operator chose, "host:port" or
+// "[host]:port" in the order to be tried. MX records do not count. Every
+// trouble with them is transient: a slip of the operator or of our DNS must
+// not send mail back.
+func (r *Resolver) SmartHosts(ctx context.Context, hosts []string) (Result, error) {
+	key := "smart hosts " + strings.Join(hosts, " ") // no domain has a space
+	return r.result(ctx, key, func(ctx context.Context) (Result, time.Time) { return r.findSmartHosts(ctx, hosts) })
+}
+
+// result finds what is not known yet, in a time that is bounded for all who
+// wait for it.
+func (r *Resolver) result(ctx context.Context, key string, find func(context.Context) (Result, time.Time)) (Result, error) {
+	res, err := r.plans.get(ctx, key, func() (Result, time.Time) {
+		ctx, cancel := context.WithTimeout(r.alive, 6*r.cfg.Timeout)
+		defer cancel()
+		res, expires := find(ctx)
+		if res.Plan != nil {
+			res.Plan.ExpiresAt = expires
+		}
+		return res, expires
+	})
+	if err == nil {
+		err = r.alive.Err() // a look-up that was ended by Close found nothing out
+	}
+	return res, err
+}
+
+// ask returns the checked answer for a name and type, from memory or DNS,
+// chasing aliases that the server did not.
+func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) answer {
+	a := r.askOnce(ctx, name, qtype)
+	expires := a.expires
+	for hops := 0; a.verdict == alias; hops++ {
+		if hops == maxAliases {
+			return answer{why: tooManyAliases, expires: time.Now().Add(r.ttl.failure)}
+		}
+		a = r.askOnce(ctx, a.name, qtype)
+		a.expires = earlier(expires, a.expires)
+	}
+	return a
+}
+
+func (r *Resolver) askOnce(ctx context.Context, name string, qtype uint16) answer {
+	a, err := r.answers.get(ctx, dns.TypeToString[qtype]+" "+name, func() (answer, time.Time) {
+		begin := time.Now()
+		reply, err := r.client.exchange(r.alive, name, qtype)
+		a, keep := answer{}, r.ttl.failure
+		if err != nil {
+			a.why = err.Error()
+		} else {
+			a, keep = interpret(name, qtype, reply, r.ttl)
+		}
+		observe(qtype, a.verdict, time.Since(begin))
+		a.expires = time.Now().Add(keep)
+		return a, a.expires
+	})
+	if err != nil {
+		return answer{why: "DNS did not answer in time", expires: time.Now().Add(r.ttl.failure)}
+	}
+	return a
+}
+
+// addresses is what DNS says of the addresses of one host.
+type addresses struct {
+	v4, v6  []netip.Addr // that may be connected to
+	refused int          // that may not
+	unknown string       // why a family could not be looked up; "" if both could
+	expires time.Time
+}
+
+// usable reports whether there is an address to connect to.
+func (a addresses) usable() bool { return len(a.v4)+len(a.v6) > 0 }
+
+// lookupHosts returns the addresses of each name, asking for all at once:
+// the client bounds how many questions are open.
+func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses {
+	found := make([]addresses, len(names))
+	families := make([][2]answer, len(names))
+	var g errgroup.Group
+	for i, name := range names {
+		for f, qtype := range [2]uint16{dns.TypeA, dns.TypeAAAA} {
+			g.Go(func() error {
+				families[i][f] = r.ask(ctx, name, qtype)
+				return nil
+			})
+		}
+	}
+	_ = g.Wait() // no function above fails
+	for i, pair := range families {
+		found[i].expires = earlier(pair[0].expires, pair[1].expires)
+		for _, a := range pair {
+			if a.verdict == unknown {
+				found[i].unknown = a.why
+			}
+			for _, addr := range a.addrs {
+				found[i].take(addr, r.cfg.Allow)
+			}
+		}
+	}
+	return found
+}
+
+// take adds one address, or counts it as refused.
+func (a *addresses) take(addr netip.Addr, allow []netip.Prefix) {
+	switch addr = addr.Unmap(); {
+	case refuses(addr, allow):
+		a.refused++
+	case addr.Is4():
+		a.v4 = append(a.v4, addr)
+	default:
+		a.v6 = append(a.v6, addr)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func or[T comparable](value, unset T) T {
+	var zero T
+	if value == zero {
+		return unset
+	}
+	return value
+}
