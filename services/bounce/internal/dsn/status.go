@@ -42,8 +42,8 @@ func (w writer) recipient(b *strings.Builder, rcpt *Recipient) {
 	b.WriteString("Final-Recipient: " + typ + "; " + address + "\r\n")
 	b.WriteString("Action: " + rcpt.action() + "\r\n")
 	b.WriteString("Status: " + rcpt.status().String() + "\r\n")
-	// RFC 3464 §2.3.5: only when another host took part in the attempt.
-	if host := asciiLine(rcpt.Host); host != "" {
+	// RFC 3464 §2.3.5: only when the remote host gave the status.
+	if host := asciiLine(rcpt.Host); host != "" && rcpt.Reply.Code != 0 {
 		b.WriteString("Remote-MTA: dns; " + host + "\r\n")
 	}
 	if diagnostic := w.diagnostic(rcpt.Reply); diagnostic != "" {

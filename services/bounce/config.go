@@ -1,0 +1,27 @@
+package bounce
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/retry"
+)
+
+// Config is the configuration of the service.
+type Config struct {
+	Hostname string         `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	Lifetime retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
+}
+
+// Validate reports a configuration that cannot work.
+func (c Config) Validate() error {
+	if d, err := mail.ParseDomain(c.Hostname); err != nil || string(d) != strings.ToLower(c.Hostname) {
+		return errors.New("POSTRIDER_HOSTNAME is not a domain name in ASCII: " + c.Hostname)
+	}
+	if time.Duration(c.Lifetime) < time.Minute {
+		return errors.New("POSTRIDER_BOUNCE_LIFETIME is shorter than a minute")
+	}
+	return nil
+}

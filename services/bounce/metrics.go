@@ -1,0 +1,38 @@
+package bounce
+
+import (
+	"context"
+	"log/slog"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/pkg/telemetry"
+)
+
+// metrics are the counters of the service.
+type metrics struct {
+	reports metric.Int64Counter
+	failed  metric.Int64Counter
+}
+
+func newMetrics() metrics {
+	meter := telemetry.Meter("bounce")
+	var m metrics
+	var errs [2]error
+	m.reports, errs[0] = meter.Int64Counter("postrider.reports", metric.WithUnit("{report}"),
+		metric.WithDescription("Delivery status notifications written, by kind."))
+	m.failed, errs[1] = meter.Int64Counter("postrider.reports.failed", metric.WithUnit("{message}"),
+		metric.WithDescription("Messages whose report could not be written and stays due."))
+	for _, err := range errs {
+		if err != nil {
+			slog.Warn("bounce: metric not registered", "error", err)
+		}
+	}
+	return m
+}
+
+func (m metrics) report(ctx context.Context, kind store.ReportKind) {
+	m.reports.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", string(kind))))
+}

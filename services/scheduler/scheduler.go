@@ -1,0 +1,195 @@
+package scheduler
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postrider/postrider/pkg/bus"
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+const (
+	page       = 1000                   // rows per statement
+	ringEvery  = 250 * time.Millisecond // how late a due recipient is rung at most
+	keepUp     = time.Second            // resolvers keep up while no hint waits longer
+	reclaim    = time.Second            // how late a death is noticed after the lease ended
+	grace      = 5 * time.Second        // after a start of Postgres, for workers to renew
+	expire     = time.Second
+	notice     = 2 * time.Second
+	lagEvery   = 5 * time.Second
+	partitions = 10 * time.Minute
+	ahead      = 26 * time.Hour // partitions are there for so long
+)
+
+// Run looks after time until ctx is done, and returns nil.
+func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
+	s := &scheduler{cfg: cfg, db: db, nc: nc, metrics: newMetrics(), wake: make(chan struct{}, 1)}
+	defer s.metrics.unregister()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.watchBus(ctx) })
+	for _, l := range []loop{
+		{name: "ring", every: ringEvery, within: 10 * time.Second, step: s.ring, wake: s.wake},
+		{name: "reclaim", every: reclaim, within: 10 * time.Second, step: s.reclaim},
+		{name: "expire", every: expire, within: time.Minute, step: s.expire},
+		{name: "notice", every: notice, within: 10 * time.Second, step: s.notice},
+		{name: "lag", every: lagEvery, within: 10 * time.Second, step: s.lag},
+		{name: "partitions", every: partitions, within: 5 * time.Minute, step: s.partitions},
+		{name: "accounts", every: time.Duration(cfg.AccountingInterval), within: 5 * time.Minute, step: s.accounts},
+	} {
+		g.Go(func() error { return l.run(ctx) })
+	}
+	return g.Wait()
+}
+
+type scheduler struct {
+	cfg     Config
+	db      *store.Store
+	nc      *bus.Bus
+	metrics *metrics
+	wake    chan struct{} // holds at most one signal: ring at once
+}
+
+func (s *scheduler) ringNow() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// watchBus has everything rung again whose hint may be lost.
+func (s *scheduler) watchBus(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.nc.Lost():
+		}
+		slog.Info("hints may be lost: ringing everything that was rung")
+		l := loop{name: "unring", within: time.Minute, step: s.unring}
+		if err := l.once(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// unring makes everything due whose hint is out.
+func (s *scheduler) unring(ctx context.Context) error {
+	for {
+		n, err := s.db.Unring(ctx, page)
+		if err != nil {
+			return err
+		}
+		s.ringNow()
+		if n < page {
+			return nil
+		}
+	}
+}
+
+// ring publishes hints for recipients that are due: arm, commit, publish.
+func (s *scheduler) ring(ctx context.Context) error {
+	for s.nc.Up() {
+		oldest, err := s.nc.OldestHint(ctx)
+		if err != nil {
+			return err
+		}
+		queued, looked, err := s.db.Ring(ctx, store.RingOptions{Limit: page, OldestHint: oldest})
+		if err != nil {
+			return err
+		}
+		// What is not published now is due again when its arming ends.
+		if err := s.nc.PublishQueued(ctx, queued); err != nil {
+			return err
+		}
+		s.metrics.rung.Add(ctx, recipients(queued))
+		behind := !oldest.IsZero() && time.Since(oldest) > keepUp
+		if looked < page || behind {
+			return nil
+		}
+	}
+	return nil // without the bus, resolvers take from Postgres
+}
+
+func recipients(queued []mail.QueuedMessage) int64 {
+	n := 0
+	for i := range queued {
+		n += len(queued[i].Recipients)
+	}
+	return int64(n)
+}
+
+// reclaim takes back what dead workers had claimed.
+func (s *scheduler) reclaim(ctx context.Context) error {
+	r, err := s.db.Reclaim(ctx, grace)
+	if err != nil {
+		return err
+	}
+	if len(r.Workers) > 0 {
+		slog.Warn("workers died; their claims are taken back",
+			"workers", r.Workers, "recipients", r.Recipients, "uncertain", r.Uncertain)
+		s.metrics.reclaimed.Add(ctx, int64(r.Recipients))
+		s.metrics.uncertain.Add(ctx, int64(r.Uncertain))
+		s.ringNow()
+	}
+	return nil
+}
+
+// expire ends recipients whose time has come: RFC 5321 §4.5.4.1.
+func (s *scheduler) expire(ctx context.Context) error {
+	for {
+		n, reports, err := s.db.Expire(ctx, page)
+		if err != nil {
+			return err
+		}
+		s.metrics.expired.Add(ctx, int64(n))
+		if err := s.hintReports(ctx, reports); err != nil {
+			return err
+		}
+		if n < page {
+			return nil
+		}
+	}
+}
+
+// notice rings bounce for reports that are due: delay notices, and reports
+// whose hint was lost.
+func (s *scheduler) notice(ctx context.Context) error {
+	ids, err := s.db.DueReports(ctx, page)
+	if err != nil {
+		return err
+	}
+	return s.hintReports(ctx, ids)
+}
+
+func (s *scheduler) hintReports(ctx context.Context, ids []mail.QueueID) error {
+	if len(ids) == 0 || !s.nc.Up() {
+		return nil // without the bus, bounce looks for itself
+	}
+	return s.nc.PublishFailed(ctx, ids)
+}
+
+// partitions makes those of the hours to come and drops those that nobody
+// needs any more.
+func (s *scheduler) partitions(ctx context.Context) error {
+	now := time.Now()
+	// An hour back: clocks of ingress may differ from ours.
+	if err := s.db.EnsurePartitions(ctx, now.Add(-time.Hour), now.Add(ahead)); err != nil {
+		return err
+	}
+	hours, err := s.db.RetireContents(ctx, now)
+	if err != nil {
+		return err
+	}
+	days, err := s.db.RetireHistory(ctx, now.Add(-time.Duration(s.cfg.HistoryRetention)))
+	if err != nil {
+		return err
+	}
+	if hours+days > 0 {
+		slog.Info("partitions dropped", "hours_of_contents", hours, "days_of_history", days)
+	}
+	return nil
+}
