@@ -26,7 +26,9 @@ type Spec struct {
 	Dir    string   // working directory; "" is LogDir
 	LogDir string   // standard output and error go to LogDir/Name.log, appended
 	User   *User    // nil: as ourselves
-	Stdout io.Writer
+
+	// Stdout and Stderr, if set, get the output instead of the log.
+	Stdout, Stderr io.Writer
 }
 
 // User is an ordinary user that a program of ours is to run as.
@@ -58,6 +60,9 @@ func Start(s Spec) (*Process, error) {
 	p.cmd.Stderr, p.cmd.Stdout = log, log
 	if s.Stdout != nil {
 		p.cmd.Stdout = s.Stdout
+	}
+	if s.Stderr != nil {
+		p.cmd.Stderr = s.Stderr
 	}
 	p.cmd.SysProcAttr = attributes(s.User)
 	if err := start(p.cmd); err != nil {

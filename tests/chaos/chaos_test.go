@@ -1,0 +1,259 @@
+// Package chaos kills what may be killed while mail flows, and counts
+// afterwards. In the short form a scenario has a few hundred messages;
+// POSTRIDER_CHAOS_MESSAGES=10000 is the full form.
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/tests/world"
+)
+
+const (
+	takeOver = 10 * time.Second // DESIGN.md §2: until another process does the work of a dead one
+	drained  = 3 * time.Minute  // until all mail of a scenario is through, on a slow machine
+
+	from = "me@sender.test"
+)
+
+func TestMain(m *testing.M) { world.Main(m) }
+
+// messages is the size of the load of one scenario.
+func messages(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("POSTRIDER_CHAOS_MESSAGES")
+	if text == "" {
+		return 1500
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 100 {
+		t.Fatalf("POSTRIDER_CHAOS_MESSAGES is %q, want a number from 100", text)
+	}
+	return n
+}
+
+// scene is a world under load with its remote hosts.
+type scene struct {
+	*world.World
+	t       *testing.T
+	domains []string // that take mail, and refused last, which does not
+	hosts   map[string]*smtptest.Server
+	reports *smtptest.Server // the sender's mail exchanger
+	ledger  []string         // queue ids that clients have seen
+}
+
+const refused = "refused.test"
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	s := &scene{t: t, hosts: map[string]*smtptest.Server{}}
+	s.World = world.Start(t, world.Options{
+		Copies: 2,
+		Env:    map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s", "POSTRIDER_LOG_LEVEL": "info"},
+		Shaping: `["default"]
+max_connection_rate = "unlimited"
+max_message_rate = "unlimited"
+`,
+	})
+	for i := range 9 {
+		s.domains = append(s.domains, fmt.Sprintf("d%d.test", i))
+	}
+	s.domains = append(s.domains, refused)
+	for _, d := range append(slices.Clone(s.domains), "sender.test") {
+		script := smtptest.Script{Discard: true}
+		switch d {
+		case refused:
+			script.Rules = []smtptest.Rule{{At: smtptest.Rcpt, Do: smtptest.Reply(550, "5.1.1 no such user")}}
+		case "sender.test":
+			script.Label = finalRecipient
+		}
+		host := s.Host(t, "mx."+d, script)
+		s.MX(t, d, "10 mx."+d)
+		if d == "sender.test" {
+			s.reports = host
+		} else {
+			s.hosts[d] = host
+		}
+	}
+	return s
+}
+
+// finalRecipient is the recipient that a report is about.
+func finalRecipient(content []byte) string {
+	_, rest, _ := strings.Cut(string(content), "\r\nFinal-Recipient:")
+	line, _, _ := strings.Cut(rest, "\r\n")
+	_, path, _ := strings.Cut(line, ";")
+	return strings.TrimSpace(path)
+}
+
+// wave sends n messages and calls during when a third of them is accepted.
+func (s *scene) wave(name string, n int, during func()) {
+	s.t.Helper()
+	l := startLoad(s.t, s.World, name, n, s.domains)
+	l.waitAccepted(s.t, s.World, n/3)
+	during()
+	l.finish(s.t)
+	s.ledger = append(s.ledger, l.all()...)
+}
+
+// wantTakenOver checks that every host that had to wait because of what
+// happened at a moment got its next message within the take-over time.
+func (s *scene) wantTakenOver(what string, at time.Time) {
+	s.t.Helper()
+	longest := time.Duration(0)
+	for _, d := range slices.Sorted(maps.Keys(s.hosts)) {
+		next := time.Duration(-1)
+		for _, m := range s.hosts[d].Transactions() {
+			if wait := m.MailAt.Sub(at); wait > 0 && (next < 0 || wait < next) {
+				next = wait
+			}
+		}
+		if next > takeOver {
+			s.t.Errorf("%s: the next mail for %s came %s later, want at most %s", what, d, next.Round(time.Millisecond), takeOver)
+		}
+		longest = max(longest, next)
+	}
+	s.t.Logf("%s: every site was served again within %s", what, longest.Round(time.Millisecond))
+}
+
+// judge waits until all is done and holds the books against what the remote
+// hosts saw.
+func (s *scene) judge() {
+	s.t.Helper()
+	s.WaitIdle(s.t, drained)
+	ctx := s.t.Context()
+	a, err := s.Accounting(ctx)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if a.Unaccounted != 0 || a.Queued != 0 || a.Expired != 0 || a.Cancelled != 0 {
+		s.t.Errorf("accounting: %+v", a)
+	}
+	queue := s.recipients(ctx)
+	s.wantAccepted(queue)
+	uncertain := s.paths(ctx, `SELECT DISTINCT forward_path FROM postrider.history WHERE uncertain`)
+	uncertainReports := s.paths(ctx, `SELECT DISTINCT o.forward_path FROM postrider.history h
+		JOIN postrider.messages m USING (queue_id) JOIN postrider.recipients o ON o.queue_id = m.report_of WHERE h.uncertain`)
+	got, reported := s.arrived()
+	for path, r := range queue {
+		switch {
+		case r.report:
+		case r.refused:
+			s.wantOnce("the report on "+path, r, "failed", reported[path], uncertainReports[path])
+		default:
+			s.wantOnce(path, r, "relayed", got[path], uncertain[path])
+		}
+	}
+	for path := range got {
+		if _, ok := queue[path]; !ok {
+			s.t.Errorf("%s arrived and is in no queue", path)
+		}
+	}
+	s.t.Logf("%d messages seen accepted, accounting %+v, %d recipients marked uncertain", len(s.ledger), a, len(uncertain))
+}
+
+// queued is what the queue table says of a recipient.
+type queued struct {
+	id, state       string
+	report, refused bool
+}
+
+func (s *scene) recipients(ctx context.Context) map[string]queued {
+	s.t.Helper()
+	rows, err := s.DB.Query(ctx, `SELECT r.forward_path, r.queue_id::text, r.state::text, m.report_of IS NOT NULL, r.domain = $1
+		FROM postrider.recipients r JOIN postrider.messages m USING (queue_id)`, refused)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer rows.Close()
+	all := map[string]queued{}
+	for rows.Next() {
+		var path string
+		var q queued
+		if err := rows.Scan(&path, &q.id, &q.state, &q.report, &q.refused); err != nil {
+			s.t.Fatal(err)
+		}
+		if q.report {
+			path = "report " + q.id // all have the same recipient
+		}
+		all[path] = q
+	}
+	if err := rows.Err(); err != nil {
+		s.t.Fatal(err)
+	}
+	return all
+}
+
+// wantAccepted checks that each message whose 250 a client saw is in the
+// books.
+func (s *scene) wantAccepted(queue map[string]queued) {
+	s.t.Helper()
+	ids := map[string]bool{}
+	for _, q := range queue {
+		ids[q.id] = true
+	}
+	for _, id := range s.ledger {
+		if !ids[id] {
+			s.t.Errorf("message %s was accepted and is gone", id)
+		}
+	}
+}
+
+func (s *scene) paths(ctx context.Context, query string) map[string]bool {
+	s.t.Helper()
+	rows, err := s.DB.Query(ctx, query)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer rows.Close()
+	all := map[string]bool{}
+	for rows.Next() {
+		var path string
+		if err := rows.Scan(&path); err != nil {
+			s.t.Fatal(err)
+		}
+		all[path] = true
+	}
+	if err := rows.Err(); err != nil {
+		s.t.Fatal(err)
+	}
+	return all
+}
+
+// arrived counts what the remote hosts took: by recipient, and reports by
+// the recipient that they are about.
+func (s *scene) arrived() (mail, reports map[string]int) {
+	mail, reports = map[string]int{}, map[string]int{}
+	for _, host := range s.hosts {
+		for _, m := range host.Messages() {
+			for _, path := range m.Accepted() {
+				mail[path]++
+			}
+		}
+	}
+	for _, m := range s.reports.Messages() {
+		reports[m.Label]++
+	}
+	return mail, reports
+}
+
+// wantOnce checks one recipient. Twice is allowed only where the queue says
+// so itself.
+func (s *scene) wantOnce(what string, r queued, state string, times int, uncertain bool) {
+	s.t.Helper()
+	if r.state != state {
+		s.t.Errorf("%s of message %s is %s, want %s", what, r.id, r.state, state)
+	}
+	if times == 0 || times > 1 && !uncertain {
+		s.t.Errorf("%s of message %s arrived %d times (uncertain: %v)", what, r.id, times, uncertain)
+	}
+}
