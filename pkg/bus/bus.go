@@ -1,0 +1,200 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrDown means that NATS cannot be reached or has no streams. Nothing was
+// published; the rows are armed, so the scheduler rings them when due.
+var ErrDown = errors.New("the bus is down")
+
+const (
+	// inspectEvery is how often the streams are looked at when nothing
+	// happens. Disconnects are noticed at once.
+	inspectEvery = 2 * time.Second
+	// apiTimeout bounds one request to JetStream.
+	apiTimeout = 5 * time.Second
+	// maxReconnectDelay bounds the wait between two attempts to connect: a
+	// NATS that comes back is used again within it.
+	maxReconnectDelay = 500 * time.Millisecond
+	// pingInterval times two is how long a silent network loss stays unseen.
+	pingInterval = 2 * time.Second
+)
+
+// Bus is one connection to NATS with the streams of postrider. Its methods
+// may be called at the same time.
+type Bus struct {
+	config  Config
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	lost    chan struct{} // holds at most one signal
+	look    chan struct{} // wakes the keeper; holds at most one signal
+	stop    context.CancelFunc
+	keeper  *errgroup.Group
+	metrics metrics
+
+	mu      sync.Mutex // guards what follows
+	up      bool
+	why     error         // why not up
+	changed chan struct{} // closed when up changes or the streams were made anew
+}
+
+// Connect returns a Bus that connects in the background and keeps doing so
+// for ever. Its errors are of the configuration only: an empty or malformed
+// URL, a file that cannot be read. Close it when done.
+func Connect(ctx context.Context, config Config) (*Bus, error) {
+	if config.URL == "" {
+		return nil, errors.New("bus: POSTRIDER_NATS_URL is empty")
+	}
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	b := &Bus{
+		config:  config.withDefaults(),
+		lost:    make(chan struct{}, 1),
+		look:    make(chan struct{}, 1),
+		changed: make(chan struct{}),
+		why:     errors.New("not connected yet"),
+	}
+	b.metrics = newMetrics(b)
+	var err error
+	b.nc, err = nats.Connect(b.config.URL, b.options()...)
+	if err != nil {
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	b.js, err = jetstream.New(b.nc, jetstream.WithDefaultTimeout(apiTimeout))
+	if err != nil {
+		b.nc.Close()
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	// The keeper outlives ctx, which bounds the service's work: what is in
+	// hand at shutdown is still acked and published. Close ends it.
+	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.stop = stop
+	b.keeper = new(errgroup.Group)
+	k := &keeper{bus: b, made: map[string]time.Time{}}
+	k.inspect(keep)
+	b.keeper.Go(func() error { return k.run(keep) })
+	return b, nil
+}
+
+func (b *Bus) options() []nats.Option {
+	look := func(*nats.Conn) { b.wakeKeeper() }
+	options := []nats.Option{
+		nats.Name("postrider"),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(),
+		nats.Timeout(2 * time.Second),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(2),
+		// A hint for a server that is away is refused, not kept: at its
+		// return everything that is due is rung anyway.
+		nats.ReconnectBufSize(-1),
+		nats.CustomReconnectDelay(func(attempts int) time.Duration {
+			return min(time.Duration(attempts)*50*time.Millisecond, maxReconnectDelay)
+		}),
+		nats.ConnectHandler(look),
+		nats.ReconnectHandler(look),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { b.wakeKeeper() }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			slog.Warn("bus: NATS reports an error", "error", err)
+		}),
+	}
+	if b.config.Credentials != "" {
+		options = append(options, nats.UserCredentials(b.config.Credentials))
+	}
+	if b.config.CA != "" {
+		options = append(options, nats.RootCAs(b.config.CA))
+	}
+	return options
+}
+
+// Close flushes what was published or acked and disconnects. Consumers must
+// have returned before.
+func (b *Bus) Close() {
+	b.stop()
+	b.keeper.Wait() //nolint:errcheck // the keeper returns nil
+	b.metrics.unregister()
+	if b.nc.IsConnected() {
+		if err := b.nc.FlushTimeout(time.Second); err != nil {
+			slog.Warn("bus: closed before everything was flushed", "error", err)
+		}
+	}
+	b.nc.Close()
+}
+
+// Ping makes a round trip to NATS, within 2 s or until ctx is done, and
+// checks that the streams are there.
+func (b *Bus) Ping(ctx context.Context) error {
+	if up, why, _ := b.state(); !up {
+		return fmt.Errorf("%w: %w", ErrDown, why)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := b.nc.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("%w: %w", ErrDown, err)
+	}
+	return nil
+}
+
+// Up reports whether the bus is connected and its streams are there.
+func (b *Bus) Up() bool {
+	up, _, _ := b.state()
+	return up
+}
+
+// Lost signals that hints may have been lost: after each reconnect, and when
+// a stream was gone. Whoever receives it (one receiver per Bus: the
+// scheduler) rings everything that was rung before. Signals that nobody
+// received are one signal.
+func (b *Bus) Lost() <-chan struct{} { return b.lost }
+
+// state returns whether the bus is up, why not, and a channel that is closed
+// when that changes.
+func (b *Bus) state() (up bool, why error, changed <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.up, b.why, b.changed
+}
+
+// setState wakes everyone who watches the state if it differs or anew is set.
+func (b *Bus) setState(up bool, why error, anew bool) {
+	b.mu.Lock()
+	turned := b.up != up
+	b.up, b.why = up, why
+	if turned || anew {
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
+	b.mu.Unlock()
+	switch {
+	case turned && up:
+		slog.Info("bus: up", "server", b.nc.ConnectedUrlRedacted())
+	case turned:
+		slog.Warn("bus: down, mail goes through Postgres alone", "error", why)
+	}
+}
+
+func (b *Bus) signalLost() {
+	select {
+	case b.lost <- struct{}{}:
+	default:
+	}
+}
+
+func (b *Bus) wakeKeeper() {
+	select {
+	case b.look <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,162 @@
+package bus
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+const (
+	// ackWait is how long a frame may stay in the hands of a consumer that
+	// says nothing, before another one gets it.
+	ackWait = 5 * time.Second
+	// batchFrames bounds the frames that one call of a handler takes: at most
+	// 1 MiB. As many are fetched ahead, and as many again wait in the client:
+	// enough to keep the handler busy, few enough to be handled within ackWait.
+	batchFrames = 16
+	// retryDelay is when a frame whose handler failed comes again. Meanwhile
+	// the consumer pauses for as long: what failed was our own Postgres, most
+	// likely.
+	retryDelay = 500 * time.Millisecond
+	// maxDeliveries is how often a frame comes before it is dropped. Its rows
+	// are armed, so the scheduler rings them again.
+	maxDeliveries = 10
+	// grace is how long the handler may finish what it has in hand after the
+	// context of Consume is done.
+	grace = 5 * time.Second
+	// staleConsumer is when the server removes a worker's consumer that nobody
+	// used or drained.
+	staleConsumer = time.Hour
+
+	durableQueued = "resolver"
+	durableFailed = "bounce"
+)
+
+// Option changes how frames are consumed.
+type Option func(*subscription)
+
+// Handlers is how many calls of the handler run at the same time; 1 if not
+// given.
+func Handlers(n int) Option {
+	return func(s *subscription) { s.handlers = max(n, 1) }
+}
+
+// ConsumeQueued calls handle with hints until ctx is done, and then returns
+// nil after the calls in progress. All resolvers share them.
+//
+// Each call gets what waits, of up to 16 frames. The frames are acked when
+// handle returns nil; otherwise they come again, here or elsewhere. The
+// context that handle gets lives up to 5 s longer than ctx, so that a batch
+// in hand is finished. While NATS is away nothing comes, and ConsumeQueued
+// resumes by itself, whatever data NATS came back with.
+func (b *Bus) ConsumeQueued(ctx context.Context, handle func(context.Context, []mail.QueuedMessage) error, options ...Option) error {
+	s := b.subscription(streamQueued, durableQueued, subjectQueued, options)
+	return s.consume(ctx, batchHandler(handle, decodeQueued))
+}
+
+// ConsumeReady is ConsumeQueued for the delivery requests of a home worker.
+func (b *Bus) ConsumeReady(ctx context.Context, worker mail.WorkerID, handle func(context.Context, []*mail.DeliveryRequest) error, options ...Option) error {
+	return b.readySubscription(worker, options).consume(ctx, batchHandler(handle, decodeReady))
+}
+
+// ConsumeFailed is ConsumeQueued for the messages to report on. All bounce
+// services share them.
+func (b *Bus) ConsumeFailed(ctx context.Context, handle func(context.Context, []mail.QueueID) error, options ...Option) error {
+	s := b.subscription(streamFailed, durableFailed, subjectFailed, options)
+	return s.consume(ctx, batchHandler(handle, decodeFailed))
+}
+
+// subscription is one durable consumer and how it is consumed.
+type subscription struct {
+	bus      *Bus
+	stream   string
+	config   jetstream.ConsumerConfig
+	handlers int
+}
+
+func (b *Bus) subscription(stream, durable, subject string, options []Option) *subscription {
+	s := &subscription{
+		bus:      b,
+		stream:   stream,
+		handlers: 1,
+		config: jetstream.ConsumerConfig{
+			Durable:       durable,
+			FilterSubject: subject,
+			AckPolicy:     jetstream.AckExplicitPolicy,
+			AckWait:       ackWait,
+			MaxDeliver:    -1, // see maxDeliveries: a frame that stays holds OldestHint back
+		},
+	}
+	for _, o := range options {
+		o(s)
+	}
+	return s
+}
+
+func (b *Bus) readySubscription(worker mail.WorkerID, options []Option) *subscription {
+	s := b.subscription(streamReady, "worker-"+strconv.Itoa(int(worker)), readySubject(worker), options)
+	s.config.InactiveThreshold = staleConsumer
+	return s
+}
+
+// consume runs sessions until ctx is done: one session per time that the bus
+// is up with the same streams.
+func (s *subscription) consume(ctx context.Context, handle handler) error {
+	for ctx.Err() == nil {
+		up, _, changed := s.bus.state()
+		if !up {
+			wait(ctx, changed, 0)
+			continue
+		}
+		if err := s.newSession(handle).run(ctx, changed); err != nil && ctx.Err() == nil {
+			slog.Warn("bus: consumer restarts", "stream", s.stream, "consumer", s.config.Durable, "error", err)
+			// The stream may be gone, or the server about to be.
+			s.bus.wakeKeeper()
+			wait(ctx, changed, retryDelay)
+		}
+	}
+	return nil
+}
+
+// handler decodes a batch of frames and passes it on. It removes from the
+// batch what cannot be decoded.
+type handler func(ctx context.Context, batch []jetstream.Msg) error
+
+func batchHandler[T any](handle func(context.Context, []T) error, decode func([]T, []byte) ([]T, error)) handler {
+	return func(ctx context.Context, batch []jetstream.Msg) error {
+		var items []T
+		for _, m := range batch {
+			var err error
+			items, err = decode(items, m.Data())
+			if err != nil {
+				// No repetition helps. The rows are armed.
+				slog.Error("bus: frame dropped", "subject", m.Subject(), "bytes", len(m.Data()), "error", err)
+				answer(m.TermWithReason("cannot be decoded"))
+			}
+		}
+		if len(items) == 0 {
+			return nil
+		}
+		return handle(ctx, items)
+	}
+}
+
+// wait returns when ctx is done, done is closed, or d has passed (0: never).
+func wait(ctx context.Context, done <-chan struct{}, d time.Duration) {
+	var timeout <-chan time.Time
+	if d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-done:
+	case <-timeout:
+	}
+}

@@ -1,0 +1,186 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/postrider/postrider/pkg/mail"
+	pb "github.com/postrider/postrider/proto/postrider/v1"
+)
+
+// decodeQueued appends the messages of the frame to dst.
+func decodeQueued(dst []mail.QueuedMessage, frame []byte) ([]mail.QueuedMessage, error) {
+	var in pb.QueuedFrame
+	if err := proto.Unmarshal(frame, &in); err != nil {
+		return dst, fmt.Errorf("queued frame: %w", err)
+	}
+	out := dst
+	for i, q := range in.GetMessages() {
+		m, err := decodeMessage(q.GetMessage())
+		if err != nil {
+			return dst, fmt.Errorf("queued frame: message %d: %w", i, err)
+		}
+		recipients, err := decodeRecipients(q.GetRecipients())
+		if err != nil {
+			return dst, fmt.Errorf("queued frame: message %d: %w", i, err)
+		}
+		out = append(out, mail.QueuedMessage{Message: m, Recipients: recipients})
+	}
+	return out, nil
+}
+
+// decodeReady appends the requests of the frame to dst. Requests of one frame
+// share their routes.
+func decodeReady(dst []*mail.DeliveryRequest, frame []byte) ([]*mail.DeliveryRequest, error) {
+	var in pb.ReadyFrame
+	if err := proto.Unmarshal(frame, &in); err != nil {
+		return dst, fmt.Errorf("ready frame: %w", err)
+	}
+	routes := make([]*mail.Route, len(in.GetRoutes()))
+	for i, r := range in.GetRoutes() {
+		var err error
+		if routes[i], err = decodeRoute(r); err != nil {
+			return dst, fmt.Errorf("ready frame: route %d: %w", i, err)
+		}
+	}
+	out := dst
+	for i, r := range in.GetRequests() {
+		if int64(r.GetRoute()) >= int64(len(routes)) {
+			return dst, fmt.Errorf("ready frame: request %d: route %d of %d", i, r.GetRoute(), len(routes))
+		}
+		m, err := decodeMessage(r.GetMessage())
+		if err != nil {
+			return dst, fmt.Errorf("ready frame: request %d: %w", i, err)
+		}
+		recipients, err := decodeRecipients(r.GetRecipients())
+		if err != nil {
+			return dst, fmt.Errorf("ready frame: request %d: %w", i, err)
+		}
+		out = append(out, &mail.DeliveryRequest{Message: m, Route: routes[r.GetRoute()], Recipients: recipients})
+	}
+	return out, nil
+}
+
+// decodeFailed appends the queue ids of the frame to dst.
+func decodeFailed(dst []mail.QueueID, frame []byte) ([]mail.QueueID, error) {
+	var in pb.FailedFrame
+	if err := proto.Unmarshal(frame, &in); err != nil {
+		return dst, fmt.Errorf("failed frame: %w", err)
+	}
+	out := dst
+	for _, b := range in.GetQueueIds() {
+		id, err := decodeQueueID(b)
+		if err != nil {
+			return dst, fmt.Errorf("failed frame: %w", err)
+		}
+		out = append(out, id)
+	}
+	return out, nil
+}
+
+func decodeQueueID(b []byte) (mail.QueueID, error) {
+	var id mail.QueueID
+	if len(b) != len(id) {
+		return id, fmt.Errorf("queue id of %d octets, want %d", len(b), len(id))
+	}
+	copy(id[:], b)
+	if id.IsZero() {
+		return id, errors.New("queue id is zero")
+	}
+	return id, nil
+}
+
+func decodeMessage(m *pb.Message) (mail.Message, error) {
+	id, err := decodeQueueID(m.GetQueueId())
+	if err != nil {
+		return mail.Message{}, err
+	}
+	priority, err := narrow[int16]("priority", int64(m.GetPriority()))
+	e := m.GetEnvelope()
+	return mail.Message{
+		ID: id,
+		Envelope: mail.Envelope{
+			ReversePath: mail.ReversePath(e.GetReversePath()),
+			Body:        mail.BodyType(e.GetBody()),
+			SMTPUTF8:    e.GetSmtputf8(),
+			Ret:         mail.Ret(e.GetRet()),
+			EnvID:       e.GetEnvId(),
+		},
+		Tenant:      m.GetTenant(),
+		Priority:    priority,
+		SizeBytes:   m.GetSizeBytes(),
+		AcceptedAt:  moment(m.GetAcceptedAtUs()),
+		Traceparent: m.GetTraceparent(),
+	}, err
+}
+
+func decodeRecipients(in []*pb.Recipient) ([]mail.Pending, error) {
+	out := make([]mail.Pending, len(in))
+	for i, r := range in {
+		notify, errNotify := narrow[uint8]("notify", int64(r.GetNotify()))
+		tries, errTries := narrow[int16]("tries", int64(r.GetTries()))
+		if err := errors.Join(errNotify, errTries); err != nil {
+			return nil, fmt.Errorf("recipient %d: %w", r.GetRecipientNo(), err)
+		}
+		out[i] = mail.Pending{
+			Recipient: mail.Recipient{
+				No:          r.GetRecipientNo(),
+				ForwardPath: mail.ForwardPath(r.GetForwardPath()),
+				Domain:      mail.Domain(r.GetDomain()),
+				Notify:      mail.Notify(notify),
+				ORCPT:       r.GetOrcpt(),
+				ExpiresAt:   moment(r.GetExpiresAtUs()),
+			},
+			Attempt: r.GetAttempt(),
+			Tries:   tries,
+		}
+	}
+	return out, nil
+}
+
+func decodeRoute(r *pb.Route) (*mail.Route, error) {
+	route := &mail.Route{
+		Site:      mail.Site(r.GetSite()),
+		Hosts:     make([]mail.Host, len(r.GetHosts())),
+		TLS:       mail.TLSLevel(r.GetTls()),
+		SmartHost: r.GetSmartHost(),
+		ExpiresAt: moment(r.GetExpiresAtUs()),
+	}
+	for i, h := range r.GetHosts() {
+		preference, errPreference := narrow[uint16]("preference", int64(h.GetPreference()))
+		port, errPort := narrow[uint16]("port", int64(h.GetPort()))
+		if err := errors.Join(errPreference, errPort); err != nil {
+			return nil, fmt.Errorf("host %q: %w", h.GetName(), err)
+		}
+		addresses := make([]netip.Addr, len(h.GetAddresses()))
+		for j, b := range h.GetAddresses() {
+			if err := addresses[j].UnmarshalBinary(b); err != nil {
+				return nil, fmt.Errorf("host %q: address %d: %w", h.GetName(), j, err)
+			}
+		}
+		route.Hosts[i] = mail.Host{Name: h.GetName(), Preference: preference, Port: port, Addresses: addresses}
+	}
+	return route, nil
+}
+
+// narrow converts to a smaller integer, or says that the value of the field
+// does not fit.
+func narrow[T int16 | uint8 | uint16](field string, v int64) (T, error) {
+	n := T(v)
+	if int64(n) != v {
+		return 0, fmt.Errorf("%s %d is out of range", field, v)
+	}
+	return n, nil
+}
+
+// moment is the reverse of microseconds, in UTC.
+func moment(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}

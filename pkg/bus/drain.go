@@ -1,0 +1,75 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+const (
+	// drainQuiet is how long nothing may come for a dead worker before its
+	// consumer is deleted: resolvers with an old slot map still publish to it.
+	drainQuiet = 3 * time.Second
+	drainLook  = 500 * time.Millisecond
+)
+
+// DrainReady takes what is left for a worker that died, as ConsumeReady takes
+// a worker's own, until nothing waited or was unacked for 3 s; then it deletes
+// the worker's consumer and returns nil. Several workers may drain the same
+// one and share what is left. It also returns nil when ctx is done.
+func (b *Bus) DrainReady(ctx context.Context, dead mail.WorkerID, handle func(context.Context, []*mail.DeliveryRequest) error) error {
+	s := b.readySubscription(dead, nil)
+	consuming, stop := context.WithCancel(ctx)
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return s.consume(consuming, batchHandler(handle, decodeReady)) })
+	quietSince := time.Now()
+	for ctx.Err() == nil && time.Since(quietSince) < drainQuiet {
+		wait(ctx, nil, drainLook)
+		empty, err := s.empty(ctx)
+		if err != nil && ctx.Err() == nil {
+			slog.Warn("bus: drain goes on", "worker", dead, "error", err)
+		}
+		if !empty {
+			quietSince = time.Now()
+		}
+	}
+	stop()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	err := b.js.DeleteConsumer(ctx, s.stream, s.config.Durable)
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) && ctx.Err() == nil {
+		return fmt.Errorf("drain worker %d: %w", dead, err)
+	}
+	return nil
+}
+
+// empty reports whether the consumer has nothing to deliver and waits for no
+// ack. A consumer that another worker deleted is empty.
+func (s *subscription) empty(ctx context.Context) (bool, error) {
+	if !s.bus.Up() {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	consumer, err := s.bus.js.Consumer(ctx, s.stream, s.config.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	info := consumer.CachedInfo()
+	return info.NumPending == 0 && info.NumAckPending == 0, nil
+}

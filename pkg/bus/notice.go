@@ -1,0 +1,55 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+)
+
+const subjectNotice = "postrider.notice." // and the topic
+
+// Announce tells everyone who watches the topic that something changed. It is
+// not stored: watchers that are away look again when they come back. Topics
+// have letters, digits, dots and hyphens. Errors: ErrDown.
+func (b *Bus) Announce(ctx context.Context, topic string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("announce %s: %w", topic, err)
+	}
+	if err := b.nc.Publish(subjectNotice+topic, nil); err != nil {
+		return fmt.Errorf("announce %s: %w: %w", topic, ErrDown, err)
+	}
+	return nil
+}
+
+// Watch calls changed for each notice on the topic, and whenever the bus came
+// back, because a notice may have been missed. Notices that come while
+// changed runs are one. It returns nil when ctx is done, and an error only if
+// the topic is malformed.
+func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Context)) error {
+	noticed := make(chan struct{}, 1)
+	sub, err := b.nc.Subscribe(subjectNotice+topic, func(*nats.Msg) {
+		select {
+		case noticed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", topic, err)
+	}
+	defer sub.Unsubscribe() //nolint:errcheck // fails only if the connection is closed
+	_, _, turned := b.state()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-noticed:
+		case <-turned:
+			var up bool
+			if up, _, turned = b.state(); !up {
+				continue
+			}
+		}
+		changed(ctx)
+	}
+}

@@ -1,0 +1,76 @@
+// Package bustest starts real NATS servers with JetStream for tests, inside
+// the test process and on loopback, and stops, restarts and wipes them.
+package bustest
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// Server is a NATS server with JetStream. Its port stays the same over
+// restarts. Its methods are for the test's goroutine.
+type Server struct {
+	tb      testing.TB
+	options server.Options
+	running *server.Server
+}
+
+// Start starts a server on a free port of 127.0.0.1 and stops it at the end
+// of the test.
+func Start(tb testing.TB) *Server {
+	tb.Helper()
+	s := &Server{tb: tb, options: server.Options{
+		Host:      "127.0.0.1",
+		Port:      server.RANDOM_PORT,
+		JetStream: true,
+		StoreDir:  tb.TempDir(),
+		NoLog:     true,
+		NoSigs:    true,
+	}}
+	s.Resume()
+	tb.Cleanup(s.Stop)
+	return s
+}
+
+// URL is where clients connect to, also while the server is stopped.
+func (s *Server) URL() string { return s.running.ClientURL() }
+
+// Stop ends the server as a crash would: clients are cut off. Stopping a
+// stopped server does nothing.
+func (s *Server) Stop() {
+	s.running.Shutdown()
+	s.running.WaitForShutdown()
+}
+
+// Resume starts a stopped server on its old port with the data that it has on
+// disk. Streams in memory are gone.
+func (s *Server) Resume() {
+	s.tb.Helper()
+	options := s.options // the server writes into its options
+	running, err := server.NewServer(&options)
+	if err != nil {
+		s.tb.Fatalf("bustest: %v", err)
+	}
+	running.Start()
+	s.running = running
+	if !running.ReadyForConnections(10 * time.Second) {
+		s.tb.Fatal("bustest: the server takes no connections within 10 s")
+	}
+	s.options.Port = options.Port
+}
+
+// Restart stops the server and starts it again, without any data if wipe is
+// set.
+func (s *Server) Restart(wipe bool) {
+	s.tb.Helper()
+	s.Stop()
+	if wipe {
+		if err := os.RemoveAll(s.options.StoreDir); err != nil {
+			s.tb.Fatalf("bustest: %v", err)
+		}
+	}
+	s.Resume()
+}
