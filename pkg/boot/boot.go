@@ -56,25 +56,29 @@ var errPrinted = errors.New("printed")
 // the first SIGINT or SIGTERM: run then takes no more work, finishes what it
 // holds and returns nil. A second signal exits at once.
 func Main(name string, run func(ctx context.Context, p *Process) error) {
+	os.Exit(Execute(name, os.Args[1:], run))
+}
+
+// Execute is Main without the exit: it returns the exit code.
+func Execute(name string, args []string, run func(ctx context.Context, p *Process) error) int {
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	go func() {
-		slog.Info("draining; a second signal exits at once", "signal", (<-signals).String())
-		cancel()
+		select {
+		case s := <-signals:
+			slog.Info("draining; a second signal exits at once", "signal", s.String())
+			cancel()
+		case <-ctx.Done():
+			return
+		}
 		if s, ok := (<-signals).(syscall.Signal); ok {
 			os.Exit(128 + int(s))
 		}
 	}()
-	os.Exit(start(ctx, name, os.Args[1:], run))
-}
-
-// Run is Main for a program that reads its own command line and exits by
-// itself: it calls run with a ready Process and ends the telemetry after it.
-func Run(ctx context.Context, name string, run func(ctx context.Context, p *Process) error) error {
-	p := newProcess(name)
-	defer context.AfterFunc(ctx, p.http.drain)()
-	return errors.Join(run(ctx, p), p.close())
+	return start(ctx, name, args, run)
 }
 
 func newProcess(name string) *Process {
@@ -116,6 +120,10 @@ func start(ctx context.Context, name string, args []string, run func(ctx context
 		return exitFailed
 	}
 }
+
+// Level is the least level of log lines, as POSTRIDER_LOG_LEVEL says once
+// Config has read it.
+func (p *Process) Level() slog.Leveler { return &p.level }
 
 // close ends the HTTP server and sends the last spans.
 func (p *Process) close() error {

@@ -180,6 +180,8 @@ func describe(t reflect.Type) string {
 	switch t.String() {
 	case "time.Duration":
 		return "duration (`90s`, `4h`)"
+	case "retry.Duration":
+		return "duration (`90s`, `4h`, `5d`)"
 	case "slog.Level":
 		return "level"
 	case "netip.Prefix":
