@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/tests/internal/otlp"
 	"github.com/postrider/postrider/tests/internal/submit"
 	"github.com/postrider/postrider/tests/world"
 )
@@ -24,7 +25,11 @@ const deadline = 60 * time.Second
 // shared has short retries, and domains with lives of their own.
 var shared = &world.Shared{Options: world.Options{
 	Copies: 2,
-	Env:    map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s"},
+	Env: map[string]string{
+		"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s",
+		"OTEL_TRACES_SAMPLER":      "always_on",
+		"OTEL_BSP_SCHEDULE_DELAY":  "200", // ms
+	},
 	Shaping: `
 ["default"]
 max_connection_rate = "unlimited"
@@ -40,7 +45,11 @@ delay_notice_after = "2 seconds"
 `,
 }}
 
-func TestMain(m *testing.M) { world.Main(m, shared) }
+func TestMain(m *testing.M) {
+	collector = otlp.Start()
+	shared.Options.Env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.URL()
+	world.Main(m, shared)
+}
 
 // content returns a small message whose subject names it.
 func content(subject string) []byte {
