@@ -145,16 +145,19 @@ func collectKeys(won map[rowKey]bool) func(pgx.Rows) error {
 	}
 }
 
+// IS NOT DISTINCT FROM keeps the planner from the index of claimed rows, which
+// has many for one worker.
 const dispatchRows = `UPDATE recipients_%s r
 SET dispatched = true
 FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
-  AND r.attempt = t.attempt AND r.worker_id = $1 AND r.expires_at > now()
+  AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.expires_at > now()
 RETURNING r.queue_id, r.recipient_no`
 
-const readHot = `SELECT c.queue_id, c.content
+// LIMIT keeps the planner from reading all first chunks and joining them.
+const readHot = `SELECT t.queue_id, c.content
 FROM unnest($1::uuid[]) AS t (queue_id)
-JOIN contents_%s c ON c.queue_id = t.queue_id AND c.chunk_no = 0`
+CROSS JOIN LATERAL (SELECT c.content FROM contents_%s c WHERE c.queue_id = t.queue_id AND c.chunk_no = 0 LIMIT 1) c`
 
 // readAged reads content whose hour may have been retired already.
 const readAged = `SELECT c.queue_id, c.content FROM contents c WHERE c.queue_id = ANY ($1) AND c.chunk_no = 0
@@ -267,7 +270,8 @@ func (r *contentReader) Close() error {
 const giveBackRows = `UPDATE recipients_%s r
 SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
 FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
-WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt AND r.worker_id = $1
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
+  AND r.worker_id IS NOT DISTINCT FROM $1
 RETURNING r.queue_id, r.recipient_no`
 
 // GiveBack makes claims that were not tried wait and be due at once, for

@@ -62,6 +62,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		"enable_seqscan":   "off",
 		"enable_hashjoin":  "off",
 		"enable_mergejoin": "off",
+		// One look-up by key for each row of a batch, and nothing cleverer.
+		"enable_bitmapscan": "off",
+		"enable_material":   "off",
 	}
 	s := &Store{}
 	for _, p := range []struct {
