@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"strconv"
 	"testing"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
@@ -56,4 +58,49 @@ func BenchmarkWalk(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*batch), "µs/message")
+}
+
+// BenchmarkDeepQueue is the cost of the scheduler's statements while so many
+// recipients wait for a retry. One operation rings 500.
+func BenchmarkDeepQueue(b *testing.B) {
+	for _, waiting := range []int{10_000, 1_000_000} {
+		b.Run(strconv.Itoa(waiting), func(b *testing.B) {
+			f := setup(b)
+			f.deepen(b, waiting)
+			for b.Loop() {
+				f.exec(b, `UPDATE recipients SET next_attempt_at = now() WHERE (queue_id, recipient_no) IN
+                    (SELECT queue_id, recipient_no FROM recipients ORDER BY queue_id LIMIT 500)`)
+				start := time.Now()
+				if _, n, err := f.Ring(b.Context(), store.RingOptions{Limit: 500}); err != nil || n != 500 {
+					b.Fatal(n, err)
+				}
+				b.ReportMetric(float64(time.Since(start).Microseconds()), "µs/ring")
+				start = time.Now()
+				if n, _, err := f.Expire(b.Context(), 500); err != nil || n != 0 {
+					b.Fatal(n, err)
+				}
+				b.ReportMetric(float64(time.Since(start).Microseconds()), "µs/expire")
+				start = time.Now()
+				if _, err := f.Lag(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(time.Since(start).Microseconds()), "µs/lag")
+			}
+		})
+	}
+}
+
+// deepen fills the queue with messages that wait for a retry in an hour or
+// later, spread over the partitions of four days.
+func (f *fixture) deepen(tb testing.TB, n int) {
+	tb.Helper()
+	f.exec(tb, "SELECT ensure_partitions(now() - interval '3 days', now())")
+	f.exec(tb, `CREATE TEMP TABLE made AS SELECT overlay(overlay(gen_random_uuid()::text
+            PLACING left(first_id(now() - g * interval '3 days' / $1)::text, 13) FROM 1 FOR 13) PLACING '7' FROM 15 FOR 1)::uuid AS queue_id, g
+        FROM generate_series(1, $1::bigint) g`, n)
+	f.exec(tb, `INSERT INTO messages (queue_id, accepted_at, recipient_count, size_bytes, reverse_path) SELECT queue_id, now(), 1, 1000, 'a@example.com' FROM made`)
+	f.exec(tb, `INSERT INTO recipients (queue_id, recipient_no, next_attempt_at, expires_at, domain, forward_path, tries)
+        SELECT queue_id, 1, now() + interval '1 hour' + g * interval '1 second', now() + interval '5 days', 'example.org', 'b@example.org', 3 FROM made`)
+	f.exec(tb, "DROP TABLE made")
+	f.exec(tb, "ANALYZE messages, recipients")
 }

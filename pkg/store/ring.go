@@ -207,11 +207,10 @@ type Lag struct {
 	Reports time.Duration // reports that are due: bounce
 }
 
-const parkedLag = parkedIn + `SELECT now() - m.accepted_at
+const parkedLag = parkedIn + `SELECT next.queue_id
 FROM found f
 CROSS JOIN LATERAL (SELECT r.queue_id FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
                     ORDER BY r.priority DESC, r.queue_id LIMIT 1) next
-JOIN messages m ON m.queue_id = next.queue_id
 ORDER BY next.queue_id
 LIMIT 1`
 
@@ -229,9 +228,13 @@ func (s *Store) Lag(ctx context.Context) (l Lag, err error) {
 	for i := range slots {
 		slots[i] = int16(i)
 	}
-	err = s.plain.QueryRow(ctx, parkedLag, slots).Scan(&l.Parked)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+	var parked mail.QueueID
+	switch err := s.plain.QueryRow(ctx, parkedLag, slots).Scan(&parked); {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
 		return Lag{}, fmt.Errorf("lag: %w", err)
+	default:
+		l.Parked = max(time.Since(parked.Time()), 0)
 	}
 	return l, nil
 }
@@ -247,7 +250,7 @@ type Accounting struct {
 // metric at intervals of minutes, and for operators.
 func (s *Store) Accounting(ctx context.Context) (a Accounting, err error) {
 	const q = `SELECT accepted, queued, relayed, failed, expired, cancelled, unaccounted FROM accounting`
-	err = s.plain.QueryRow(ctx, q).Scan(&a.Accepted, &a.Queued, &a.Relayed, &a.Failed, &a.Expired, &a.Cancelled, &a.Unaccounted)
+	err := s.plain.QueryRow(ctx, q).Scan(&a.Accepted, &a.Queued, &a.Relayed, &a.Failed, &a.Expired, &a.Cancelled, &a.Unaccounted)
 	if err != nil {
 		return a, fmt.Errorf("accounting: %w", err)
 	}

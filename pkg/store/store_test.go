@@ -24,7 +24,7 @@ type fixture struct {
 	db *pgx.Conn
 }
 
-func setup(t *testing.T) *fixture {
+func setup(t testing.TB) *fixture {
 	t.Helper()
 	url := storetest.New(t)
 	s, err := store.Open(t.Context(), store.Config{URL: url, MaxConns: 4})
@@ -52,7 +52,7 @@ func one[T any](t *testing.T, f *fixture, sql string, args ...any) (v T) {
 	return v
 }
 
-func (f *fixture) exec(t *testing.T, sql string, args ...any) {
+func (f *fixture) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()
 	if _, err := f.db.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
