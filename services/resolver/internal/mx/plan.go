@@ -3,6 +3,7 @@ package mx
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,8 +32,11 @@ type Plan struct {
 	// Key is equal for plans that differ in nothing but addresses learned at
 	// different times: their domains can share a route.
 	Key string
+	// Hosts are those of every route, by preference, then name, without
+	// their addresses.
+	Hosts []mail.Host
 
-	hosts     []target // by preference, then name
+	hosts     []target // as Hosts
 	smartHost bool
 }
 
@@ -45,9 +49,11 @@ type target struct {
 }
 
 func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
+	names := make([]mail.Host, len(hosts))
 	var key strings.Builder
 	key.WriteString(string(site))
-	for _, h := range hosts {
+	for i, h := range hosts {
+		names[i] = mail.Host{Name: h.name, Preference: h.preference, Port: h.port}
 		key.WriteByte(' ')
 		key.WriteString(strconv.Itoa(int(h.preference)))
 		key.WriteByte(' ')
@@ -55,7 +61,7 @@ func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
 		key.WriteByte(':')
 		key.WriteString(strconv.Itoa(int(h.port)))
 	}
-	return &Plan{Site: site, Key: key.String(), hosts: hosts, smartHost: smartHost}
+	return &Plan{Site: site, Key: key.String(), Hosts: names, hosts: hosts, smartHost: smartHost}
 }
 
 // Route draws a route: hosts by preference, in random order within one, so
@@ -63,9 +69,9 @@ func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
 // a host rotated at random within a family, the families taking turns, IPv4
 // first.
 func (p *Plan) Route(tls mail.TLSLevel) *mail.Route {
-	r := &mail.Route{Site: p.Site, Hosts: make([]mail.Host, len(p.hosts)), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt}
+	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt}
 	for i, h := range p.hosts {
-		r.Hosts[i] = mail.Host{Name: h.name, Preference: h.preference, Port: h.port, Addresses: interleave(h.v4, h.v6)}
+		r.Hosts[i].Addresses = interleave(h.v4, h.v6)
 	}
 	for from := 0; from < len(r.Hosts); {
 		to := from + 1

@@ -74,6 +74,14 @@ func (r *Resolver) Close() {
 // Known returns the result of an earlier Lookup whose TTL has not ended.
 func (r *Resolver) Known(domain mail.Domain) (Result, bool) { return r.plans.known(string(domain)) }
 
+// KnownSmartHosts is Known for SmartHosts.
+func (r *Resolver) KnownSmartHosts(hosts []string) (Result, bool) {
+	return r.plans.known(smartHostsKey(hosts))
+}
+
+// No domain has a space.
+func smartHostsKey(hosts []string) string { return "smart hosts " + strings.Join(hosts, " ") }
+
 // Lookup finds the way to a domain. The error is that of ctx; what DNS says
 // or fails to say is in the Result.
 func (r *Resolver) Lookup(ctx context.Context, domain mail.Domain) (Result, error) {
@@ -85,8 +93,7 @@ func (r *Resolver) Lookup(ctx context.Context, domain mail.Domain) (Result, erro
 // trouble with them is transient: a slip of the operator or of our DNS must
 // not send mail back.
 func (r *Resolver) SmartHosts(ctx context.Context, hosts []string) (Result, error) {
-	key := "smart hosts " + strings.Join(hosts, " ") // no domain has a space
-	return r.result(ctx, key, func(ctx context.Context) (Result, time.Time) { return r.findSmartHosts(ctx, hosts) })
+	return r.result(ctx, smartHostsKey(hosts), func(ctx context.Context) (Result, time.Time) { return r.findSmartHosts(ctx, hosts) })
 }
 
 // result finds what is not known yet, in a time that is bounded for all who

@@ -1,0 +1,48 @@
+package resolver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+)
+
+// Config is the configuration of the service.
+type Config struct {
+	Hostname        string         `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	DNSServers      []string       `envconfig:"DNS_SERVERS" desc:"Recursive DNS servers as ip or ip:port, separated by commas. Empty: those of /etc/resolv.conf."`
+	DNSTimeout      time.Duration  `envconfig:"DNS_TIMEOUT" default:"3s" desc:"Time of one query to one DNS server. A look-up gives up after six times that, and is tried again as the retry schedule says."`
+	RemotePort      uint16         `envconfig:"REMOTE_PORT" default:"25" desc:"Port of mail exchangers, and of smart hosts without a port of their own."`
+	AllowTargets    []netip.Prefix `envconfig:"ALLOW_TARGETS" desc:"Networks that are loopback, private or otherwise inside, and may be relayed to all the same; separated by commas."`
+	AddressLiterals bool           `envconfig:"ADDRESS_LITERALS" default:"false" desc:"Relay mail to address literals such as user@[192.0.2.1]."`
+	Shaping         shaping.Config
+}
+
+// Validate reports everything that cannot work.
+func (c Config) Validate() error {
+	var errs []error
+	if d, err := mail.ParseDomain(c.Hostname); err != nil || string(d) != strings.ToLower(c.Hostname) {
+		errs = append(errs, errors.New("POSTRIDER_HOSTNAME is not a domain name in ASCII: "+c.Hostname))
+	}
+	for _, server := range c.DNSServers {
+		host := server
+		if h, _, err := net.SplitHostPort(server); err == nil {
+			host = h
+		}
+		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_DNS_SERVERS: %q, want an IP address with an optional port", server))
+		}
+	}
+	if c.DNSTimeout < 10*time.Millisecond || c.DNSTimeout > time.Minute {
+		errs = append(errs, fmt.Errorf("POSTRIDER_DNS_TIMEOUT is %v, want 10ms to 1m", c.DNSTimeout))
+	}
+	if c.RemotePort == 0 {
+		errs = append(errs, errors.New("POSTRIDER_REMOTE_PORT is 0, want 1 to 65535"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,118 @@
+package resolver
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// finding is the end of one look-up.
+type finding struct {
+	domain mail.Domain
+	way    way
+	err    error // the look-up was given up
+}
+
+// lookupAll looks up domains of a batch and sends on what it finds. What
+// takes longer than patience is followed apart.
+func (r *resolver) lookupAll(ctx context.Context, b *batch, domains []mail.Domain) error {
+	found := make(chan finding, len(domains)) // so that no look-up ever waits for us
+	for _, domain := range domains {
+		r.group.Go(func() error {
+			w, err := r.lookup(r.work, domain)
+			found <- finding{domain, w, err}
+			return nil
+		})
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	left, err := r.follow(ctx, b, following{found, len(domains), timer.C})
+	if err != nil || left == 0 {
+		return err
+	}
+	slow, recipients := b.split(domains)
+	taken := int64(min(recipients, followAtMost))
+	if err := r.room.Acquire(ctx, taken); err != nil {
+		slow.end(err)
+		return err
+	}
+	r.group.Go(func() error {
+		defer r.room.Release(taken)
+		_, err := r.follow(r.work, slow, following{found, left, nil})
+		slow.end(err)
+		if err != nil && r.work.Err() == nil {
+			slog.Warn("recipients of slow domains could not be handed on; they are rung again", "recipients", recipients, "error", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// following is a set of look-ups in progress.
+type following struct {
+	found    <-chan finding
+	left     int
+	patience <-chan time.Time // nil: follow to the end
+}
+
+// follow sends on what is found, in waves, until nothing is left or the
+// patience ends. It returns how many look-ups are left.
+func (r *resolver) follow(ctx context.Context, b *batch, f following) (left int, err error) {
+	for f.left > 0 {
+		var first finding
+		select {
+		case <-ctx.Done():
+			return f.left, ctx.Err()
+		case <-f.patience:
+			return f.left, nil
+		case first = <-f.found:
+		}
+		ways := map[mail.Domain]way{}
+		err := f.take(ways, first)
+		for moment := time.NewTimer(gather); err == nil && f.left > 0; {
+			select {
+			case next := <-f.found:
+				err = f.take(ways, next)
+				continue
+			case <-moment.C:
+			}
+			break
+		}
+		if err != nil {
+			return f.left, err
+		}
+		if err := r.finish(ctx, b, ways); err != nil {
+			return f.left, err
+		}
+	}
+	return 0, nil
+}
+
+func (f *following) take(ways map[mail.Domain]way, found finding) error {
+	f.left--
+	ways[found.domain] = found.way
+	return found.err
+}
+
+// finish sends on the recipients whose ways were found.
+func (r *resolver) finish(ctx context.Context, b *batch, ways map[mail.Domain]way) error {
+	if err := r.send(ctx, r.waveOf(b, ways)); err != nil {
+		return err
+	}
+	b.end(nil)
+	return nil
+}
+
+// sleep waits for d, and reports whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

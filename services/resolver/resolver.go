@@ -1,0 +1,198 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/postrider/postrider/pkg/boot"
+	"github.com/postrider/postrider/pkg/bus"
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/resolver/internal/mx"
+)
+
+const (
+	handlers     = 4                      // batches worked on at a time
+	lookAtOnce   = 1000                   // look-ups that one batch starts at a time
+	gather       = 20 * time.Millisecond  // ways found within it leave together
+	patience     = 500 * time.Millisecond // a batch waits so long for its look-ups; those that go on are followed apart
+	followAtMost = 4096                   // recipients that are followed apart; then batches wait
+	refreshEvery = time.Second            // homes and routing table
+	lostEvery    = time.Second            // due rows, while the bus is down
+	lostAtMost   = 500                    // rows at a time
+	readWithin   = 5 * time.Second        // one of these reads
+	drainWithin  = 5 * time.Second
+)
+
+// slotsTopic is the notice of delivery workers that slots have a new home.
+const slotsTopic = "slots"
+
+// Run finds the way of queued mail until ctx is done, and returns nil after
+// the batches in hand. Errors: the DNS servers or the shaping file of the
+// configuration cannot be used.
+func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
+	shape, err := shaping.Load(cfg.Shaping)
+	if err != nil {
+		return err
+	}
+	finder, err := mx.New(mx.Config{
+		Servers:         cfg.DNSServers,
+		Hostname:        cfg.Hostname,
+		Port:            cfg.RemotePort,
+		Allow:           cfg.AllowTargets,
+		AddressLiterals: cfg.AddressLiterals,
+		Timeout:         cfg.DNSTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("resolver: %w", err)
+	}
+	defer finder.Close()
+	work, cancel := boot.Grace(ctx, drainWithin)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	r := &resolver{
+		db: db, nc: nc, mx: finder, shaping: shape,
+		tracer: telemetry.Tracer("resolver"), metrics: newMetrics(),
+		work: work, group: g, room: semaphore.NewWeighted(followAtMost),
+	}
+	g.Go(func() error { return r.run(ctx) })
+	return g.Wait()
+}
+
+type resolver struct {
+	db      *store.Store
+	nc      *bus.Bus
+	mx      *mx.Resolver
+	shaping *shaping.Shaping
+	tracer  trace.Tracer
+	metrics metrics
+	homes   atomic.Pointer[[mail.Slots]store.Home]
+	routing atomic.Pointer[routing]
+
+	work  context.Context // of look-ups, which outlive the batch that began them
+	group *errgroup.Group // runs them
+	room  *semaphore.Weighted
+}
+
+// run starts the loops of the service, once homes and routing table are
+// known: without the table, mail would go where operators said it must not.
+func (r *resolver) run(ctx context.Context) error {
+	for r.refresh(ctx) != nil {
+		if !sleep(ctx, refreshEvery) {
+			return nil
+		}
+	}
+	r.group.Go(func() error { return r.keepFresh(ctx) })
+	r.group.Go(func() error {
+		return r.nc.Watch(ctx, slotsTopic, func(ctx context.Context) {
+			if err := r.refreshHomes(ctx); err != nil && ctx.Err() == nil {
+				slog.WarnContext(ctx, "slots have new homes, which cannot be read yet", "error", err)
+			}
+		})
+	})
+	r.group.Go(func() error { return r.nc.ConsumeQueued(ctx, r.handle, bus.Handlers(handlers)) })
+	return r.takeLost(ctx)
+}
+
+// keepFresh rereads homes and routing table every second. While Postgres is
+// away the last ones hold.
+func (r *resolver) keepFresh(ctx context.Context) error {
+	stale := false
+	for sleep(ctx, refreshEvery) {
+		err := r.refresh(ctx)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil && !stale:
+			slog.WarnContext(ctx, "homes and routing table cannot be read; the last ones hold", "error", err)
+		case err == nil && stale:
+			slog.InfoContext(ctx, "homes and routing table can be read again")
+		}
+		stale = err != nil
+	}
+	return nil
+}
+
+func (r *resolver) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	if err := r.refreshRouting(ctx); err != nil {
+		return err
+	}
+	return r.refreshHomes(ctx)
+}
+
+// takeLost does the bus's part while it is down: it takes due recipients from
+// Postgres, and because nothing can be published they are parked with their
+// route.
+func (r *resolver) takeLost(ctx context.Context) error {
+	failing := false
+	for sleep(ctx, lostEvery) {
+		for more := true; more && ctx.Err() == nil && !r.nc.Up(); {
+			n, err := r.takeLostOnce(ctx)
+			more = err == nil && n > 0
+			switch {
+			case ctx.Err() != nil:
+			case err != nil && !failing:
+				slog.WarnContext(ctx, "the bus is down, and due recipients cannot be taken from Postgres", "error", err)
+			case err == nil && failing:
+				slog.InfoContext(ctx, "due recipients can be taken from Postgres again")
+			}
+			failing = err != nil
+		}
+	}
+	return nil
+}
+
+func (r *resolver) takeLostOnce(ctx context.Context) (messages int, err error) {
+	read, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	lost, err := r.db.TakeLost(read, lostAtMost)
+	if err != nil {
+		return 0, err
+	}
+	return len(lost), r.handle(r.work, lost)
+}
+
+// handle finds the ways of a batch and sends it on. It returns when all has
+// left but the recipients of slow domains, which are followed apart: nobody
+// waits for them, and if this process dies their rows, which are armed, are
+// rung again.
+func (r *resolver) handle(ctx context.Context, messages []mail.QueuedMessage) error {
+	b := r.newBatch(messages)
+	err := r.handleBatch(ctx, b)
+	b.end(err)
+	return err
+}
+
+func (r *resolver) handleBatch(ctx context.Context, b *batch) error {
+	known := map[mail.Domain]way{}
+	var unknown []mail.Domain
+	for domain := range b.open {
+		if w, ok := r.known(domain); ok {
+			known[domain] = w
+		} else {
+			unknown = append(unknown, domain)
+		}
+	}
+	if len(known) > 0 {
+		if err := r.finish(ctx, b, known); err != nil {
+			return err
+		}
+	}
+	for domains := range slices.Chunk(unknown, lookAtOnce) {
+		if err := r.lookupAll(ctx, b, domains); err != nil {
+			return err
+		}
+	}
+	return nil
+}
