@@ -250,7 +250,7 @@ type Accounting struct {
 // metric at intervals of minutes, and for operators.
 func (s *Store) Accounting(ctx context.Context) (a Accounting, err error) {
 	const q = `SELECT accepted, queued, relayed, failed, expired, cancelled, unaccounted FROM accounting`
-	err := s.plain.QueryRow(ctx, q).Scan(&a.Accepted, &a.Queued, &a.Relayed, &a.Failed, &a.Expired, &a.Cancelled, &a.Unaccounted)
+	err = s.plain.QueryRow(ctx, q).Scan(&a.Accepted, &a.Queued, &a.Relayed, &a.Failed, &a.Expired, &a.Cancelled, &a.Unaccounted)
 	if err != nil {
 		return a, fmt.Errorf("accounting: %w", err)
 	}
