@@ -1,0 +1,105 @@
+package smtpclient
+
+import (
+	"errors"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Answer is what a step of the dialogue came to: the reply of the remote
+// host, or why there is none.
+type Answer struct {
+	Phase mail.Phase
+	// Reply has a zero Code if there was none. With Err it is a reply that
+	// makes no sense at this phase.
+	Reply mail.Reply
+	// Err is the reason if there is no reply to go by: one of the errors
+	// below, the context's, a network error, or smtp.ErrReply.
+	Err error
+	// Uncertain says that the final dot left and no reply to it came: the
+	// remote host may have taken the message (RFC 1047).
+	Uncertain bool
+}
+
+// The reasons of our own in Answer.Err.
+var (
+	// ErrNoTLS says that the route demands TLS and the host does not offer
+	// it, or refused STARTTLS (then Reply is there too).
+	ErrNoTLS = errors.New("TLS is required but not available")
+	// ErrHandshake wraps the failure of a TLS handshake, certificates that
+	// did not verify included.
+	ErrHandshake = errors.New("TLS handshake failed")
+	// ErrOutOfStep says that a reply came unasked or is of a class that has
+	// no meaning at its phase. The connection is given up.
+	ErrOutOfStep = errors.New("reply out of step")
+	// ErrTooBig says that the message is larger than the SIZE that the host
+	// announced: RFC 1870 §6.1.
+	ErrTooBig = errors.New("message is larger than the host accepts")
+	// ErrNeedsSMTPUTF8 says that the host does not offer SMTPUTF8 and the
+	// message needs it: RFC 6531 §3.2.
+	ErrNeedsSMTPUTF8 = errors.New("message needs SMTPUTF8, which the host does not offer")
+	// ErrNeedsBinary says that the content is declared BODY=BINARYMIME, which
+	// cannot travel through DATA: RFC 3030 §3.
+	ErrNeedsBinary = errors.New("message needs BINARYMIME, which cannot be sent to the host")
+	// ErrContent wraps a failure to read the content. It says nothing about
+	// the remote host.
+	ErrContent = errors.New("content cannot be read")
+	// ErrWithheld wraps the error of Transaction.BeforeDot: the connection
+	// was closed instead of sending the final dot.
+	ErrWithheld = errors.New("final dot withheld")
+	// ErrClosed says that the session had ended before.
+	ErrClosed = errors.New("session has ended")
+)
+
+// Step tells an observer of one exchange as it ends: for spans and logs.
+type Step struct {
+	Phase mail.Phase
+	Reply mail.Reply // zero Code if there was none
+	Err   error
+	Took  time.Duration // since the command, or the group that it was in, left
+}
+
+// Timeouts are the longest waits for each phase. A zero field means the
+// default.
+type Timeouts struct {
+	Connect  time.Duration // TCP connection
+	Banner   time.Duration // greeting
+	Hello    time.Duration // EHLO, HELO
+	StartTLS time.Duration // STARTTLS and the handshake, each
+	Mail     time.Duration // MAIL, RSET
+	Rcpt     time.Duration // each RCPT
+	Data     time.Duration // the 354
+	Block    time.Duration // each write of at most 64 KiB
+	Dot      time.Duration // the reply to the final dot
+	Quit     time.Duration // writing QUIT; its reply is not waited for
+}
+
+// DefaultTimeouts are those of RFC 5321 §4.5.3.2, where it has one, except
+// for the greeting (5 minutes there) and EHLO: a host that is slow already
+// there is better left for the next one.
+var DefaultTimeouts = Timeouts{
+	Connect:  30 * time.Second,
+	Banner:   60 * time.Second,
+	Hello:    60 * time.Second,
+	StartTLS: 60 * time.Second,
+	Mail:     5 * time.Minute,  // RFC 5321 §4.5.3.2.2
+	Rcpt:     5 * time.Minute,  // RFC 5321 §4.5.3.2.3
+	Data:     2 * time.Minute,  // RFC 5321 §4.5.3.2.4
+	Block:    3 * time.Minute,  // RFC 5321 §4.5.3.2.5
+	Dot:      10 * time.Minute, // RFC 5321 §4.5.3.2.6: shorter ones make duplicates
+	Quit:     time.Second,
+}
+
+func (t Timeouts) orDefault() Timeouts {
+	d := DefaultTimeouts
+	for _, f := range []struct{ to, from *time.Duration }{
+		{&d.Connect, &t.Connect}, {&d.Banner, &t.Banner}, {&d.Hello, &t.Hello}, {&d.StartTLS, &t.StartTLS},
+		{&d.Mail, &t.Mail}, {&d.Rcpt, &t.Rcpt}, {&d.Data, &t.Data}, {&d.Block, &t.Block}, {&d.Dot, &t.Dot}, {&d.Quit, &t.Quit},
+	} {
+		if *f.from > 0 {
+			*f.to = *f.from
+		}
+	}
+	return d
+}

@@ -1,0 +1,226 @@
+package smtpclient
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Host is one address of one mail exchanger.
+type Host struct {
+	Name string // as in mail.Host; the name that a certificate must have
+	Addr netip.AddrPort
+}
+
+// Options say how to open a session.
+type Options struct {
+	Hello string        // our name in EHLO
+	TLS   mail.TLSLevel // "" is mail.TLSMay
+	// TLSConfig is the base of our TLS configuration: roots, session cache,
+	// curves, client certificates. It is cloned. nil: TLS 1.2 or later and
+	// the system's roots.
+	TLSConfig *tls.Config
+	Local     netip.Addr // source address; invalid: the system chooses
+	Timeouts  Timeouts
+	Observe   func(Step) // called for connect, banner, EHLO and STARTTLS; may be nil
+}
+
+const (
+	readBuffer  = 4 << 10
+	writeBuffer = 8 << 10 // a message of ordinary size leaves in one write
+)
+
+// offers are what a host said to EHLO.
+type offers struct {
+	startTLS, pipelining, eightBit, smtputf8, dsn, size bool
+	maxSizeBytes                                        int64 // 0: no limit announced
+}
+
+// Dial connects to a host, waits for its greeting, says EHLO and starts TLS
+// as the options demand. On failure the session is nil and the Answer says
+// why. Under mail.TLSMay a host that refuses STARTTLS in good order is used
+// in plaintext; when the handshake itself fails the answer has PhaseStartTLS
+// and an Err, and the caller may dial again with mail.TLSNone.
+//
+// The context bounds the dial; the session does not keep it.
+func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
+	s := &Session{host: host, timeouts: o.Timeouts.orDefault(), observe: o.Observe}
+	if failed := s.connect(ctx, o.Local); failed.Phase != "" {
+		return nil, failed
+	}
+	release := s.bind(ctx)
+	failed := s.open(ctx, o)
+	if err := release(); err != nil && failed.Phase == "" {
+		failed = Answer{Phase: mail.PhaseHello, Err: err}
+	}
+	if failed.Phase != "" {
+		s.abort()
+		return nil, failed
+	}
+	s.observe = nil
+	return s, Answer{}
+}
+
+func (s *Session) connect(ctx context.Context, local netip.Addr) Answer {
+	d := net.Dialer{Timeout: s.timeouts.Connect}
+	if local.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))
+	}
+	began := time.Now()
+	c, err := d.DialContext(ctx, "tcp", s.host.Addr.String())
+	s.saw(Step{Phase: mail.PhaseConnect, Err: err, Took: time.Since(began)})
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return Answer{Phase: mail.PhaseConnect, Err: err}
+	}
+	s.tcp = c
+	s.speakOn(c)
+	return Answer{}
+}
+
+// speakOn makes c the connection to speak on, with nothing read yet.
+func (s *Session) speakOn(c net.Conn) {
+	s.conn = c
+	if s.r == nil {
+		s.r = bufio.NewReaderSize(c, readBuffer)
+		s.w = bufio.NewWriterSize(&s.out, writeBuffer)
+	}
+	s.out.conn = c
+	s.r.Reset(c)
+	s.w.Reset(&s.out)
+}
+
+// open does what comes before the first transaction. The zero Answer is
+// success.
+func (s *Session) open(ctx context.Context, o Options) Answer {
+	s.sentAt = time.Now()
+	reply, err := s.await(mail.PhaseBanner, s.timeouts.Banner)
+	if err != nil || reply.Code/100 != 2 {
+		return refused(mail.PhaseBanner, reply, s.fault(ctx, err))
+	}
+	if failed := s.sayHello(ctx, o.Hello); failed.Phase != "" {
+		return failed
+	}
+	if o.TLS == mail.TLSNone {
+		return Answer{}
+	}
+	return s.startTLS(ctx, o)
+}
+
+// sayHello says EHLO, and HELO to a host that does not know it: RFC 5321
+// §3.2. A 5yz to EHLO can mean anything, so HELO has the last word.
+func (s *Session) sayHello(ctx context.Context, name string) Answer {
+	s.offers = offers{}
+	reply, err := s.ask(mail.PhaseHello, s.timeouts.Hello, "EHLO "+name)
+	if err == nil && reply.Permanent() {
+		reply, err = s.ask(mail.PhaseHello, s.timeouts.Hello, "HELO "+name)
+		reply.Lines = reply.Lines[:min(1, len(reply.Lines))] // offers nothing
+	}
+	if err != nil || reply.Code/100 != 2 {
+		return refused(mail.PhaseHello, reply, s.fault(ctx, err))
+	}
+	if len(reply.Lines) > 1 {
+		s.offers = parseOffers(reply.Lines[1:])
+	}
+	return Answer{}
+}
+
+// parseOffers reads the lines of an EHLO reply behind the first. Keywords
+// are in any case, and what is not understood is not offered: RFC 5321
+// §4.1.1.1, §2.2.2.
+func parseOffers(lines []string) offers {
+	var o offers
+	for _, line := range lines {
+		word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch strings.ToUpper(word) {
+		case "STARTTLS":
+			o.startTLS = true
+		case "PIPELINING":
+			o.pipelining = true
+		case "8BITMIME":
+			o.eightBit = true
+		case "SMTPUTF8":
+			o.smtputf8 = true
+		case "DSN":
+			o.dsn = true
+		case "SIZE":
+			o.size = true
+			// RFC 1870 §4: no number, or 0, is no limit.
+			n, err := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+			if err == nil && n > 0 {
+				o.maxSizeBytes = n
+			}
+		}
+	}
+	return o
+}
+
+func (s *Session) startTLS(ctx context.Context, o Options) Answer {
+	must := o.TLS == mail.TLSEncrypt || o.TLS == mail.TLSVerify
+	if !s.offers.startTLS {
+		if must {
+			return Answer{Phase: mail.PhaseStartTLS, Err: ErrNoTLS}
+		}
+		return Answer{}
+	}
+	reply, err := s.ask(mail.PhaseStartTLS, s.timeouts.StartTLS, "STARTTLS")
+	switch {
+	case err != nil || reply.Code == 421 || reply.Code/100 == 3 || s.over:
+		return refused(mail.PhaseStartTLS, reply, s.fault(ctx, err))
+	case reply.Code/100 != 2 && must:
+		return Answer{Phase: mail.PhaseStartTLS, Reply: reply, Err: ErrNoTLS}
+	case reply.Code/100 != 2:
+		return Answer{}
+	}
+	if err := s.handshake(ctx, o); err != nil {
+		return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, s.fault(ctx, err))}
+	}
+	// RFC 3207 §4.2: what the host said before is worth nothing.
+	return s.sayHello(ctx, o.Hello)
+}
+
+func (s *Session) handshake(ctx context.Context, o Options) error {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.TLSConfig != nil {
+		config = o.TLSConfig.Clone()
+	}
+	config.ServerName = strings.Trim(strings.TrimPrefix(s.host.Name, "[IPv6:"), "[]")
+	// Without a policy that vouches for the name, a certificate proves
+	// nothing: RFC 7435 §3. Any is better than plaintext.
+	config.InsecureSkipVerify = o.TLS != mail.TLSVerify
+	c := tls.Client(s.tcp, config)
+	began := time.Now()
+	err := s.tcp.SetDeadline(began.Add(s.timeouts.StartTLS))
+	if err == nil {
+		err = c.HandshakeContext(ctx)
+	}
+	s.saw(Step{Phase: mail.PhaseStartTLS, Err: err, Took: time.Since(began)})
+	if err != nil {
+		return err
+	}
+	state := c.ConnectionState()
+	s.secure = strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite)
+	// Octets that came in plaintext behind the 220 are dropped here: taken
+	// for replies to what we say inside TLS they would be an attack.
+	s.speakOn(c)
+	return nil
+}
+
+// refused makes the Answer of a reply that ends a session before its first
+// transaction, or of the error in its place.
+func refused(phase mail.Phase, reply mail.Reply, err error) Answer {
+	if err == nil && reply.Positive() {
+		err = ErrOutOfStep
+	}
+	return Answer{Phase: phase, Reply: reply, Err: err}
+}

@@ -1,0 +1,374 @@
+package smtpclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtp"
+)
+
+// maxGroup is how many commands leave before the replies to them are read.
+// RFC 2920 §3.1: a client must not fill both windows; so many replies fit
+// into the smallest.
+const maxGroup = 100
+
+// Transaction is one message for some recipients.
+type Transaction struct {
+	Message    *mail.Message
+	Recipients []mail.Pending // at least one
+	// Content is the whole content; if it is nil, Open is called after the
+	// 354 and the content is streamed from it. A final CRLF that is missing
+	// is added: DATA cannot do without.
+	Content []byte
+	Open    func() (io.ReadCloser, error)
+	// BeforeDot is called when all but the final dot has been written or
+	// lies in the buffer: the last moment at which the transaction can be
+	// given up without the chance of a duplicate. An error closes the
+	// connection without the dot. May be nil.
+	BeforeDot func() error
+	// Observe is called for each reply; may be nil.
+	Observe func(Step)
+}
+
+// Result is what came of a transaction.
+type Result struct {
+	Answers  []Answer // one for each recipient, in their order
+	Accepted int      // recipients whose RCPT was accepted, whatever came later
+	MailSent bool     // the host may have seen MAIL
+}
+
+// sending is a transaction under way.
+type sending struct {
+	*Session
+	ctx context.Context
+	t   *Transaction
+	Result
+	declare8Bit bool
+	mailRefused bool
+}
+
+// Send carries out one transaction. It always returns one Answer for each
+// recipient: of PhaseRcpt if it was refused there, else that of the phase at
+// which all ended; a positive Reply at PhaseDot is the only success. When the
+// context ends the connection is closed.
+//
+// After Send look at Usable: a broken connection, a 421 and a reply out of
+// step end the session. An RSET that is needed goes out with the next
+// transaction.
+func (s *Session) Send(ctx context.Context, t Transaction) Result {
+	x := sending{Session: s, ctx: ctx, t: &t, Result: Result{Answers: make([]Answer, len(t.Recipients))}}
+	if err := x.check(); err != nil {
+		x.all(Answer{Phase: mail.PhaseMail, Err: err})
+		return x.Result
+	}
+	s.observe = t.Observe
+	release := s.bind(ctx)
+	s.used++
+	if x.envelope() {
+		x.content()
+	}
+	s.observe = nil
+	if release() != nil || s.over {
+		s.abort()
+	}
+	return x.Result
+}
+
+// check finds what the host cannot take, before it is asked.
+func (x *sending) check() error {
+	m := x.t.Message
+	x.declare8Bit = x.offers.eightBit && x.has8Bit()
+	switch {
+	case x.over:
+		return ErrClosed
+	case m.Envelope.Body == mail.BodyBinaryMIME:
+		return ErrNeedsBinary
+	case x.offers.maxSizeBytes > 0 && x.sizeBytes() > x.offers.maxSizeBytes:
+		return fmt.Errorf("%w: %d octets of at most %d", ErrTooBig, x.sizeBytes(), x.offers.maxSizeBytes)
+	case !x.offers.smtputf8 && x.needsSMTPUTF8():
+		return ErrNeedsSMTPUTF8
+	}
+	return nil
+}
+
+func (x *sending) sizeBytes() int64 {
+	if x.t.Content != nil {
+		return int64(len(x.t.Content))
+	}
+	return x.t.Message.SizeBytes
+}
+
+// has8Bit reports whether BODY=8BITMIME is to be declared. Content that is
+// streamed cannot be looked at, so the client's word counts, and no word is
+// taken for yes: to declare it without need does no harm.
+func (x *sending) has8Bit() bool {
+	if x.t.Content != nil {
+		return x.t.Message.Envelope.Body == mail.Body8BitMIME || !ascii(x.t.Content)
+	}
+	return x.t.Message.Envelope.Body != mail.Body7Bit
+}
+
+// needsSMTPUTF8 is the flag of the envelope; paths are looked at too, so that
+// no octet over 127 ever leaves in a command without it.
+func (x *sending) needsSMTPUTF8() bool {
+	if x.t.Message.Envelope.SMTPUTF8 || !ascii(x.t.Message.Envelope.ReversePath) {
+		return true
+	}
+	for i := range x.t.Recipients {
+		if !ascii(x.t.Recipients[i].ForwardPath) {
+			return true
+		}
+	}
+	return false
+}
+
+// The commands of a transaction by number: RSET, MAIL, RCPT for each
+// recipient, DATA.
+const (
+	commandReset = iota
+	commandMail
+	commandRcpt // the first
+)
+
+// envelope sends the commands in groups and reads their replies. It reports
+// whether the content is to follow.
+func (x *sending) envelope() bool {
+	next := commandMail
+	if x.owesReset {
+		next = commandReset
+	}
+	x.owesReset = true
+	data := commandRcpt + len(x.t.Recipients)
+	for next <= data && !x.over && !x.mailRefused {
+		first := next
+		x.command = x.command[:0]
+		for next <= data && (next == first || x.offers.pipelining && next-first < maxGroup) {
+			if next == data && next == first && x.Accepted == 0 {
+				return false // no one to send it to
+			}
+			x.append(next)
+			next++
+		}
+		x.MailSent = x.MailSent || next > commandMail
+		if err := x.flushCommands(x.timeouts.Block); err != nil {
+			phase, _ := x.step(first)
+			x.hungUp(phase, err)
+			return false
+		}
+		for i := first; i < next && !x.over; i++ {
+			if x.answer(i) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (x *sending) append(command int) {
+	e := &x.t.Message.Envelope
+	switch {
+	case command == commandReset:
+		x.command = append(x.command, "RSET\r\n"...)
+	case command == commandMail:
+		m := smtp.MailArgs{ReversePath: e.ReversePath, SMTPUTF8: x.offers.smtputf8 && x.needsSMTPUTF8()}
+		if x.offers.size {
+			m.SizeBytes = x.sizeBytes()
+		}
+		if x.declare8Bit {
+			m.Body = mail.Body8BitMIME
+		}
+		if x.offers.dsn {
+			m.Ret, m.EnvID = e.Ret, e.EnvID
+		}
+		x.command = smtp.AppendMail(x.command, m)
+	case command < commandRcpt+len(x.t.Recipients):
+		p := &x.t.Recipients[command-commandRcpt]
+		r := smtp.RcptArgs{ForwardPath: p.ForwardPath}
+		if x.offers.dsn {
+			r.Notify, r.ORCPT = p.Notify, p.ORCPT
+		}
+		x.command = smtp.AppendRcpt(x.command, r)
+	default:
+		x.command = append(x.command, "DATA\r\n"...)
+	}
+}
+
+// step returns the phase of a command and how long its reply may take.
+func (x *sending) step(command int) (mail.Phase, time.Duration) {
+	switch {
+	case command <= commandMail:
+		return mail.PhaseMail, x.timeouts.Mail
+	case command < commandRcpt+len(x.t.Recipients):
+		return mail.PhaseRcpt, x.timeouts.Rcpt
+	}
+	return mail.PhaseData, x.timeouts.Data
+}
+
+// answer reads the reply to a command. It reports whether the content is to
+// follow.
+func (x *sending) answer(command int) bool {
+	phase, timeout := x.step(command)
+	reply, err := x.await(phase, timeout)
+	wantClass := 2
+	if phase == mail.PhaseData {
+		wantClass = 3
+	}
+	class := reply.Code / 100
+	switch {
+	case err != nil:
+		x.broke(phase, err)
+	case reply.Code == 421:
+		// RFC 5321 §3.8: the host closes the connection, at any point.
+		x.end(Answer{Phase: phase, Reply: reply})
+	case class == 2 && phase == mail.PhaseData || class == 3 && phase != mail.PhaseData:
+		x.end(Answer{Phase: phase, Reply: reply, Err: ErrOutOfStep})
+	case command == commandReset && class != wantClass:
+		// It says nothing about the message that is about to be sent.
+		x.end(Answer{Phase: phase, Reply: reply, Err: ErrOutOfStep})
+	case phase == mail.PhaseMail && class != wantClass:
+		x.mailRefused = true
+		x.all(Answer{Phase: phase, Reply: reply})
+	case phase == mail.PhaseRcpt && class == wantClass && !x.mailRefused:
+		x.Accepted++
+	case phase == mail.PhaseRcpt && !x.mailRefused:
+		x.Answers[command-commandRcpt] = Answer{Phase: phase, Reply: reply}
+	case phase == mail.PhaseData && class == wantClass && x.Accepted == 0:
+		x.nothing()
+	case phase == mail.PhaseData && class == wantClass:
+		return true
+	case phase == mail.PhaseData:
+		x.all(Answer{Phase: phase, Reply: reply})
+	}
+	return false
+}
+
+// nothing ends the data of a host that said 354 though it refused MAIL or
+// all recipients, and reads its refusal: RFC 2920 §3.1.
+func (x *sending) nothing() {
+	x.command = append(x.command[:0], ".\r\n"...)
+	err := x.flushCommands(x.timeouts.Block)
+	if err == nil {
+		_, err = x.await(mail.PhaseDot, x.timeouts.Dot)
+	}
+	if err != nil {
+		x.over = true
+	}
+}
+
+// content sends the content, the final dot, and reads the last reply.
+func (x *sending) content() {
+	if err := x.write(); err != nil {
+		x.hungUp(mail.PhaseBody, err)
+		return
+	}
+	x.sentAt = time.Now()
+	reply, err := x.await(mail.PhaseDot, x.timeouts.Dot)
+	switch {
+	case err != nil:
+		x.end(Answer{Phase: mail.PhaseDot, Err: x.fault(x.ctx, err), Uncertain: true})
+	case reply.Code/100 == 3:
+		x.end(Answer{Phase: mail.PhaseDot, Reply: reply, Err: ErrOutOfStep, Uncertain: true})
+	case reply.Code == 421:
+		x.end(Answer{Phase: mail.PhaseDot, Reply: reply})
+	default:
+		x.owesReset = !reply.Positive()
+		x.all(Answer{Phase: mail.PhaseDot, Reply: reply})
+	}
+}
+
+// write writes the content and the final dot. After an error the dot has not
+// left as a whole, so the host cannot have taken the message.
+func (x *sending) write() error {
+	x.out.timeout = x.timeouts.Block
+	if x.r.Buffered() > 0 {
+		return ErrOutOfStep // taken for the reply to the dot it would lose mail
+	}
+	w := smtp.NewDotWriter(x.w)
+	if x.t.Content != nil {
+		if _, err := w.Write(x.t.Content); err != nil {
+			return err
+		}
+	} else if err := x.stream(w); err != nil {
+		return err
+	}
+	if x.t.BeforeDot != nil {
+		if err := x.t.BeforeDot(); err != nil {
+			return fmt.Errorf("%w: %w", ErrWithheld, err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return x.w.Flush()
+}
+
+// stream copies the content from Open to w.
+func (x *sending) stream(w io.Writer) error {
+	content, err := x.t.Open()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrContent, err)
+	}
+	defer func() { _ = content.Close() }() // all was read, or the transaction is given up
+	if x.copying == nil {
+		x.copying = make([]byte, maxBlock)
+	}
+	for {
+		n, err := content.Read(x.copying)
+		if n > 0 {
+			if _, err := w.Write(x.copying[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("%w: %w", ErrContent, err)
+		}
+	}
+}
+
+// broke ends the session after a read failed: for the recipients without an
+// answer that is the answer.
+func (x *sending) broke(phase mail.Phase, err error) {
+	x.end(Answer{Phase: phase, Err: x.fault(x.ctx, err)})
+}
+
+// hungUp ends the session after a write failed or was given up.
+func (x *sending) hungUp(phase mail.Phase, err error) {
+	if errors.Is(err, ErrContent) || errors.Is(err, ErrWithheld) || errors.Is(err, smtp.ErrBareNewline) {
+		x.broke(phase, err)
+		return
+	}
+	reply, err := x.lastWords(err)
+	x.end(Answer{Phase: phase, Reply: reply, Err: x.fault(x.ctx, err)})
+}
+
+// end gives the answer to all who have none and ends the session.
+func (x *sending) end(a Answer) {
+	x.over = true
+	x.all(a)
+}
+
+// all gives the answer to all who have none.
+func (x *sending) all(a Answer) {
+	for i := range x.Answers {
+		if x.Answers[i].Phase == "" {
+			x.Answers[i] = a
+		}
+	}
+}
+
+// ascii reports whether no octet is over 127.
+func ascii[S ~string | ~[]byte](s S) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
