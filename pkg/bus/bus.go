@@ -42,10 +42,12 @@ type Bus struct {
 	keeper  *errgroup.Group
 	metrics metrics
 
-	mu      sync.Mutex // guards what follows
-	up      bool
-	why     error         // why not up
-	changed chan struct{} // closed when up changes or the streams were made anew
+	mu         sync.Mutex // guards what follows
+	up         bool
+	why        error           // why not up
+	period     context.Context // until up changes or the streams are made anew
+	endPeriod  context.CancelFunc
+	endInspect context.CancelFunc // ends the keeper's requests in progress
 }
 
 // Connect returns a Bus that connects in the background and keeps doing so
@@ -59,12 +61,13 @@ func Connect(ctx context.Context, config Config) (*Bus, error) {
 		return nil, fmt.Errorf("bus: %w", err)
 	}
 	b := &Bus{
-		config:  config.withDefaults(),
-		lost:    make(chan struct{}, 1),
-		look:    make(chan struct{}, 1),
-		changed: make(chan struct{}),
-		why:     errors.New("not connected yet"),
+		config: config.withDefaults(),
+		lost:   make(chan struct{}, 1),
+		look:   make(chan struct{}, 1),
+		why:    errors.New("not connected yet"),
 	}
+	b.period, b.endPeriod = context.WithCancel(context.Background())
+	b.endInspect = func() {}
 	b.metrics = newMetrics(b)
 	var err error
 	b.nc, err = nats.Connect(b.config.URL, b.options()...)
@@ -105,7 +108,7 @@ func (b *Bus) options() []nats.Option {
 		}),
 		nats.ConnectHandler(look),
 		nats.ReconnectHandler(look),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { b.wakeKeeper() }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { b.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			slog.Warn("bus: NATS reports an error", "error", err)
 		}),
@@ -124,6 +127,10 @@ func (b *Bus) options() []nats.Option {
 func (b *Bus) Close() {
 	b.stop()
 	b.keeper.Wait() //nolint:errcheck // the keeper returns nil
+	b.mu.Lock()
+	b.up, b.why = false, errors.New("closed")
+	b.endPeriod()
+	b.mu.Unlock()
 	b.metrics.unregister()
 	if b.nc.IsConnected() {
 		if err := b.nc.FlushTimeout(time.Second); err != nil {
@@ -159,22 +166,46 @@ func (b *Bus) Up() bool {
 // received are one signal.
 func (b *Bus) Lost() <-chan struct{} { return b.lost }
 
-// state returns whether the bus is up, why not, and a channel that is closed
+// state returns whether the bus is up, why not, and the context that is done
 // when that changes.
-func (b *Bus) state() (up bool, why error, changed <-chan struct{}) {
+func (b *Bus) state() (up bool, why error, period context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.up, b.why, b.changed
+	return b.up, b.why, b.period
 }
 
-// setState wakes everyone who watches the state if it differs or anew is set.
+// request bounds one request to JetStream: an answer does not come once the
+// connection is lost.
+func (b *Bus) request(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	_, _, period := b.state()
+	forget := context.AfterFunc(period, cancel)
+	return ctx, func() {
+		forget()
+		cancel()
+	}
+}
+
+// disconnected takes the bus down at once. The keeper finds out what follows.
+func (b *Bus) disconnected(err error) {
+	if err == nil {
+		err = errors.New("disconnected")
+	}
+	b.setState(false, err, false)
+	b.mu.Lock()
+	b.endInspect()
+	b.mu.Unlock()
+	b.wakeKeeper()
+}
+
+// setState ends the period if the state differs or anew is set.
 func (b *Bus) setState(up bool, why error, anew bool) {
 	b.mu.Lock()
 	turned := b.up != up
 	b.up, b.why = up, why
 	if turned || anew {
-		close(b.changed)
-		b.changed = make(chan struct{})
+		b.endPeriod()
+		b.period, b.endPeriod = context.WithCancel(context.Background())
 	}
 	b.mu.Unlock()
 	switch {

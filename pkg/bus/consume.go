@@ -108,16 +108,16 @@ func (b *Bus) readySubscription(worker mail.WorkerID, options []Option) *subscri
 // is up with the same streams.
 func (s *subscription) consume(ctx context.Context, handle handler) error {
 	for ctx.Err() == nil {
-		up, _, changed := s.bus.state()
+		up, _, period := s.bus.state()
 		if !up {
-			wait(ctx, changed, 0)
+			wait(ctx, period.Done(), 0)
 			continue
 		}
-		if err := s.newSession(handle).run(ctx, changed); err != nil && ctx.Err() == nil {
+		if err := s.newSession(handle).run(ctx, period); err != nil && ctx.Err() == nil {
 			slog.Warn("bus: consumer restarts", "stream", s.stream, "consumer", s.config.Durable, "error", err)
 			// The stream may be gone, or the server about to be.
 			s.bus.wakeKeeper()
-			wait(ctx, changed, retryDelay)
+			wait(ctx, period.Done(), retryDelay)
 		}
 	}
 	return nil

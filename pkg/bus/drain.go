@@ -61,7 +61,7 @@ func (s *subscription) empty(ctx context.Context) (bool, error) {
 	if !s.bus.Up() {
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := s.bus.request(ctx)
 	defer cancel()
 	consumer, err := s.bus.js.Consumer(ctx, s.stream, s.config.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {

@@ -83,6 +83,11 @@ func (k *keeper) run(ctx context.Context) error {
 // been lost.
 func (k *keeper) inspect(ctx context.Context) {
 	b := k.bus
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b.mu.Lock()
+	b.endInspect = cancel
+	b.mu.Unlock()
 	if status := b.nc.Status(); status != nats.CONNECTED {
 		k.waited = true
 		why := b.nc.LastError()
@@ -154,6 +159,8 @@ func (b *Bus) OldestHint(ctx context.Context) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("oldest hint: %w: %w", ErrDown, why)
 	}
 	var oldest time.Time
+	ctx, cancel := b.request(ctx)
+	defer cancel()
 	for _, name := range []string{streamQueued, streamReady} {
 		stream, err := b.js.Stream(ctx, name)
 		if err != nil {

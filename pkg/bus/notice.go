@@ -38,15 +38,15 @@ func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Cont
 		return fmt.Errorf("watch %s: %w", topic, err)
 	}
 	defer sub.Unsubscribe() //nolint:errcheck // fails only if the connection is closed
-	_, _, turned := b.state()
+	_, _, period := b.state()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-noticed:
-		case <-turned:
+		case <-period.Done():
 			var up bool
-			if up, _, turned = b.state(); !up {
+			if up, _, period = b.state(); !up {
 				continue
 			}
 		}

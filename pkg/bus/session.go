@@ -37,9 +37,9 @@ func (s *subscription) newSession(handle handler) *session {
 	}
 }
 
-// run makes the consumer and takes frames until ctx is done, changed is
-// closed, or the client fails. It returns after the calls in progress.
-func (s *session) run(ctx context.Context, changed <-chan struct{}) error {
+// run makes the consumer and takes frames until ctx or the period is done, or
+// the client fails. It returns after the calls in progress.
+func (s *session) run(ctx, period context.Context) error {
 	consuming, err := s.start(ctx)
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (s *session) run(ctx context.Context, changed <-chan struct{}) error {
 			return nil
 		})
 	}
-	err = s.watch(ctx, changed)
+	err = s.watch(ctx, period)
 	stopTaking()
 	// What was fetched and not handled goes back at once: another consumer
 	// need not wait for ackWait. Without a connection there is nobody to tell.
@@ -75,7 +75,7 @@ func (s *session) run(ctx context.Context, changed <-chan struct{}) error {
 
 // start makes or updates the consumer and begins to fetch.
 func (s *session) start(ctx context.Context) (jetstream.ConsumeContext, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := s.bus.request(ctx)
 	defer cancel()
 	consumer, err := s.bus.js.CreateOrUpdateConsumer(ctx, s.stream, s.config)
 	if err != nil {
@@ -107,14 +107,14 @@ func (s *session) start(ctx context.Context) (jetstream.ConsumeContext, error) {
 
 // watch returns when the session is over, and until then tells the server
 // which frames are still worked on.
-func (s *session) watch(ctx context.Context, changed <-chan struct{}) error {
+func (s *session) watch(ctx, period context.Context) error {
 	ticker := time.NewTicker(ackWait / 2)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case <-period.Done():
 			return nil
 		case err := <-s.failed:
 			return err
