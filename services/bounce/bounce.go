@@ -30,15 +30,7 @@ const (
 
 // Run reports until ctx is done, and returns nil after the reports in hand.
 func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
-	b := &bounce{
-		cfg:     cfg,
-		db:      db,
-		nc:      nc,
-		tracer:  telemetry.Tracer("bounce"),
-		metrics: newMetrics(),
-		noted:   map[mail.QueueID]bool{},
-		wake:    make(chan struct{}, 1),
-	}
+	b := newBounce(cfg, db, nc)
 	work, cancel := boot.Grace(ctx, drainWithin)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
@@ -58,6 +50,18 @@ type bounce struct {
 	mu    sync.Mutex // guards noted
 	noted map[mail.QueueID]bool
 	wake  chan struct{} // holds at most one signal: something is noted
+}
+
+func newBounce(cfg Config, db *store.Store, nc *bus.Bus) *bounce {
+	return &bounce{
+		cfg:     cfg,
+		db:      db,
+		nc:      nc,
+		tracer:  telemetry.Tracer("bounce"),
+		metrics: newMetrics(),
+		noted:   map[mail.QueueID]bool{},
+		wake:    make(chan struct{}, 1),
+	}
 }
 
 // hear notes messages that a hint names.

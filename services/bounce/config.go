@@ -2,6 +2,7 @@ package bounce
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -17,8 +18,12 @@ type Config struct {
 
 // Validate reports a configuration that cannot work.
 func (c Config) Validate() error {
-	if d, err := mail.ParseDomain(c.Hostname); err != nil || string(d) != strings.ToLower(c.Hostname) {
-		return errors.New("POSTRIDER_HOSTNAME is not a domain name in ASCII: " + c.Hostname)
+	// It stands in header fields as it is.
+	odd := strings.IndexFunc(c.Hostname, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.')
+	})
+	if _, err := mail.ParseDomain(c.Hostname); err != nil || odd >= 0 || strings.HasSuffix(c.Hostname, ".") {
+		return fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname)
 	}
 	if time.Duration(c.Lifetime) < time.Minute {
 		return errors.New("POSTRIDER_BOUNCE_LIFETIME is shorter than a minute")

@@ -14,6 +14,7 @@ import (
 
 const (
 	page       = 1000                   // rows per statement
+	pages      = 20                     // statements per step, so that a step ends
 	ringEvery  = 250 * time.Millisecond // how late a due recipient is rung at most
 	keepUp     = time.Second            // resolvers keep up while no hint waits longer
 	reclaim    = time.Second            // how late a death is noticed after the lease ended
@@ -92,7 +93,10 @@ func (s *scheduler) unring(ctx context.Context) error {
 
 // ring publishes hints for recipients that are due: arm, commit, publish.
 func (s *scheduler) ring(ctx context.Context) error {
-	for s.nc.Up() {
+	for range pages {
+		if !s.nc.Up() {
+			return nil // without the bus, resolvers take from Postgres
+		}
 		oldest, err := s.nc.OldestHint(ctx)
 		if err != nil {
 			return err
@@ -111,7 +115,7 @@ func (s *scheduler) ring(ctx context.Context) error {
 			return nil
 		}
 	}
-	return nil // without the bus, resolvers take from Postgres
+	return nil
 }
 
 func recipients(queued []mail.QueuedMessage) int64 {
@@ -140,7 +144,7 @@ func (s *scheduler) reclaim(ctx context.Context) error {
 
 // expire ends recipients whose time has come: RFC 5321 §4.5.4.1.
 func (s *scheduler) expire(ctx context.Context) error {
-	for {
+	for range pages {
 		n, reports, err := s.db.Expire(ctx, page)
 		if err != nil {
 			return err
@@ -153,6 +157,7 @@ func (s *scheduler) expire(ctx context.Context) error {
 			return nil
 		}
 	}
+	return nil
 }
 
 // notice rings bounce for reports that are due: delay notices, and reports
