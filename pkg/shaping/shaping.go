@@ -89,13 +89,14 @@ func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
 	return ""
 }
 
-// Provider returns the name of the provider block that serves domain, or "".
-// It is few enough to be a label of a metric.
-func (s *Shaping) Provider(domain mail.Domain, hosts []mail.Host) string {
-	if p := s.file.find(domain, hosts); p != nil {
-		return p.id
+// ProviderOf returns the name of the provider block that site is named after,
+// or "". There are few enough to be a label of a metric.
+func ProviderOf(site mail.Site) string {
+	id, ok := strings.CutPrefix(string(site), providerSite)
+	if !ok {
+		return ""
 	}
-	return ""
+	return id
 }
 
 // Origin says which block set a key.
@@ -133,7 +134,7 @@ func (s *Shaping) layers(domain mail.Domain, site mail.Site, hosts []mail.Host) 
 // provider returns the provider that site is named after, or that serves
 // domain.
 func (s *Shaping) provider(domain mail.Domain, site mail.Site, hosts []mail.Host) *provider {
-	if id, ok := strings.CutPrefix(string(site), providerSite); ok {
+	if id := ProviderOf(site); id != "" {
 		for i := range s.file.providers {
 			if s.file.providers[i].id == id {
 				return &s.file.providers[i]
