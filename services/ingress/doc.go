@@ -1,0 +1,23 @@
+// Package ingress takes mail from clients: it is the first step of the walk.
+//
+// # The walk
+//
+// A session of package smtpd reads commands and content, and makes a
+// mail.Submission of them. Package commit collects the submissions of all
+// sessions and hands them to the store as a group, in one transaction. When
+// it is committed each client hears "250 2.0.0 queued as" and the queue id;
+// then one frame on the bus rings for the whole group.
+//
+// # Promises
+//
+// No 250 before the commit (RFC 5321 §6.1). Without Postgres clients hear
+// 451 within the commit timeout; without the bus nothing changes for them, as
+// the scheduler rings for what was not rung for. Nobody outside the relay
+// networks can name a recipient. The content passes byte for byte, with our
+// Received field before it; content with a bare CR or LF does not pass.
+//
+// # State
+//
+// None: any number of processes may serve behind one address, and a process
+// may die at any time. A message whose client has no 250 is the client's.
+package ingress

@@ -1,0 +1,277 @@
+package smtpd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/pkg/telemetry"
+)
+
+// streamWait is how long a large message waits for its turn. The client is
+// blocked in the middle of its data meanwhile, where RFC 5321 §4.5.3.2.5
+// makes it wait for 3 minutes at least.
+const streamWait = time.Minute
+
+var (
+	errTooLarge = errors.New("message too large")
+	errEndless  = errors.New("content without an end")
+)
+
+// doData receives the content and has the message accepted: RFC 5321
+// §4.1.1.4, §6.1.
+func (s *session) doData(arguments string) {
+	switch {
+	case arguments != "":
+		s.refuse("DATA", replyNoArguments)
+		return
+	case !s.mail.open:
+		s.refuse("DATA", replyMailFirst)
+		return
+	case len(s.mail.recipients) == 0: // RFC 5321 §3.3
+		s.refuse("DATA", replyNoValidRcpt)
+		return
+	}
+	buf, ok := newBuffer(&s.server.memory, s.mail.args.SizeBytes)
+	if !ok {
+		s.refuse("DATA", replyMemory)
+		return
+	}
+	defer buf.close()
+	defer s.mail.clear()
+	in := newIncoming(s)
+	defer in.close()
+	s.wire.reply(replyGoAhead)
+	s.seat.Begin()
+	reply, err := s.receive(buf, in)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.end(replyIdle)
+	case errors.Is(err, errEndless):
+		s.refuse("DATA", reply)
+		s.over = true
+	case err != nil:
+		s.over = true // the client has gone in the middle of its message
+	case reply.Positive():
+		s.messages++
+		s.wire.reply(reply)
+	default:
+		s.seat.Leave()
+		s.refuse("DATA", reply)
+	}
+}
+
+// incoming is the content of one message on its way in.
+type incoming struct {
+	s     *session
+	began time.Time
+	size  int64
+	err   error // how it ended: io.EOF, errTooLarge, or why not
+}
+
+func newIncoming(s *session) *incoming {
+	in := &incoming{s: s, began: time.Now()}
+	s.dots.Reset(s.wire.in)
+	in.renew()
+	return in
+}
+
+// renew moves the deadline on by what has come: a client that sends slower
+// than the least rate is cut off, however steadily it sends.
+func (in *incoming) renew() {
+	cfg := &in.s.server.cfg
+	earned := time.Duration(float64(in.size) / float64(cfg.MinDataRate) * float64(time.Second))
+	in.s.wire.setDataDeadline(in.began.Add(cfg.IdleTimeout + earned))
+}
+
+func (in *incoming) close() { in.s.wire.setDataDeadline(time.Time{}) }
+
+// Read reads content up to the largest message that is taken.
+func (in *incoming) Read(p []byte) (int, error) {
+	if in.err != nil {
+		return 0, in.err
+	}
+	n, err := in.s.dots.Read(p)
+	in.size += int64(n)
+	in.renew()
+	if err == nil && in.size > in.s.server.cfg.MaxMessageBytes {
+		err = errTooLarge
+	}
+	in.err = err
+	return n, err
+}
+
+// refuse passes over the rest of the content, so that the reply is the reply
+// to its end. Content that goes on for as long again as the largest message
+// ends the session.
+func (in *incoming) refuse(reply mail.Reply) (mail.Reply, error) {
+	end := in.size + in.s.server.cfg.MaxMessageBytes
+	scratch := make([]byte, readBuffer)
+	for in.size < end {
+		n, err := in.s.dots.Read(scratch)
+		in.size += int64(n)
+		in.renew()
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF), errors.Is(err, smtp.ErrBareNewline):
+			return reply, nil
+		default:
+			return mail.Reply{}, err
+		}
+	}
+	return reply, errEndless
+}
+
+// receive reads content into the buffer and returns the reply to the message.
+// An error means that the end of the content was not seen.
+func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
+	for {
+		if len(buf.free()) == 0 {
+			if buf.largest() {
+				return s.stream(buf, in)
+			}
+			if !buf.grow() {
+				return in.refuse(replyMemory)
+			}
+		}
+		n, err := in.Read(buf.free())
+		buf.wrote(n)
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return s.accept(buf, in), nil
+		case errors.Is(err, smtp.ErrBareNewline):
+			return replyBareNewline, nil
+		case errors.Is(err, errTooLarge):
+			return in.refuse(replyTooLarge)
+		default:
+			return mail.Reply{}, err
+		}
+	}
+}
+
+// accept has a message committed whose content is all in the buffer.
+func (s *session) accept(buf *buffer, in *incoming) mail.Reply {
+	span, refusal := s.submit(buf, in)
+	if refusal.Code != 0 {
+		return refusal
+	}
+	s.sub.Content = buf.content()
+	s.sub.SizeBytes = int64(len(s.sub.Content))
+	return s.conclude(span, s.seat.Accept(&s.sub))
+}
+
+// stream has a message committed whose content goes on behind the buffer.
+func (s *session) stream(buf *buffer, in *incoming) (mail.Reply, error) {
+	s.seat.Leave()
+	if !buf.reserveMore(streamMemory-largeBuffer) || !s.takeTurn() {
+		return in.refuse(replyMemory)
+	}
+	defer func() { <-s.server.streams }()
+	span, refusal := s.submit(buf, in)
+	if refusal.Code != 0 {
+		return in.refuse(refusal)
+	}
+	all := io.MultiReader(bytes.NewReader(buf.content()), in)
+	err := s.server.committer.AcceptStream(context.Background(), &s.sub, all)
+	reply := s.conclude(span, err)
+	switch {
+	case err == nil:
+		return reply, nil
+	case errors.Is(in.err, errTooLarge):
+		return in.refuse(replyTooLarge)
+	case errors.Is(in.err, smtp.ErrBareNewline):
+		return replyBareNewline, nil
+	case in.err != nil && !errors.Is(in.err, io.EOF):
+		return mail.Reply{}, in.err
+	}
+	return in.refuse(reply)
+}
+
+// takeTurn waits until fewer than the allowed large messages are under way.
+func (s *session) takeTurn() bool {
+	timer := time.NewTimer(streamWait)
+	defer timer.Stop()
+	select {
+	case s.server.streams <- struct{}{}:
+		return true
+	case <-timer.C:
+	case <-s.server.closed:
+	}
+	return false
+}
+
+// submit makes the submission from the transaction and the beginning of the
+// content, and puts our trace field there. A reply with a code refuses it.
+func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
+	h := readHeader(buf.content())
+	if h.hops >= maxHops {
+		return nil, replyHops
+	}
+	if h.cutTo > 0 {
+		buf.cut(h.cutFrom, h.cutTo)
+	}
+	utf8 := s.mail.args.SMTPUTF8 && (!h.ascii || !s.mail.ascii())
+	client := s.client
+	client.Protocol = protocol(s.esmtp, utf8)
+	ctx, span := s.server.tracer.Start(telemetry.Continue(context.Background(), h.traceparent), "ingress.accept",
+		trace.WithTimestamp(in.began), trace.WithSpanKind(trace.SpanKindServer))
+	s.sub = mail.Submission{
+		Message: mail.Message{
+			ID: mail.NewQueueID(),
+			Envelope: mail.Envelope{
+				ReversePath: s.mail.args.ReversePath,
+				Body:        s.mail.args.Body,
+				SMTPUTF8:    utf8,
+				Ret:         s.mail.args.Ret,
+				EnvID:       s.mail.args.EnvID,
+			},
+			AcceptedAt:  time.Now().UTC(),
+			Traceparent: telemetry.Traceparent(ctx),
+		},
+		Recipients: s.mail.recipients,
+		Client:     client,
+		HeaderID:   h.messageID,
+	}
+	for i := range s.sub.Recipients {
+		r := &s.sub.Recipients[i]
+		r.ExpiresAt = s.sub.AcceptedAt.Add(s.lifetime(r.Domain))
+	}
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("queue_id", s.sub.ID.String()),
+			attribute.Int("recipients", len(s.sub.Recipients)),
+			attribute.String("client", client.Address.String()),
+			attribute.String("protocol", client.Protocol))
+	}
+	var field [headroom]byte
+	buf.prepend(appendReceived(field[:0], s.server.cfg.Hostname, &s.sub))
+	return span, mail.Reply{}
+}
+
+// conclude ends the walk of a message through ingress, one way or the other.
+func (s *session) conclude(span trace.Span, err error) mail.Reply {
+	defer span.End()
+	if err != nil {
+		span.RecordError(err)
+		span.SetStatus(codes.Error, "not accepted")
+		slog.Error("message not accepted", "queue_id", s.sub.ID.String(), "trace_id", span.SpanContext().TraceID().String(), "error", err)
+		return replyStore
+	}
+	if span.IsRecording() {
+		span.SetAttributes(attribute.Int64("size_bytes", s.sub.SizeBytes))
+	}
+	s.server.metrics.accepted(&s.sub)
+	telemetry.Accepted(&s.sub)
+	return replyQueued(s.sub.ID)
+}
