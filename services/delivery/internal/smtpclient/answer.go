@@ -15,7 +15,7 @@ type Answer struct {
 	// makes no sense at this phase.
 	Reply mail.Reply
 	// Err is the reason if there is no reply to go by: one of the errors
-	// below, the context's, a network error, or smtp.ErrReply.
+	// below, a network error, io.EOF, or smtp.ErrReply.
 	Err error
 	// Uncertain says that the final dot left and no reply to it came: the
 	// remote host may have taken the message (RFC 1047).
@@ -48,6 +48,8 @@ var (
 	// ErrWithheld wraps the error of Transaction.BeforeDot: the connection
 	// was closed instead of sending the final dot.
 	ErrWithheld = errors.New("final dot withheld")
+	// ErrStopped wraps the cause for which the context of the call ended.
+	ErrStopped = errors.New("stopped by us")
 	// ErrClosed says that the session had ended before.
 	ErrClosed = errors.New("session has ended")
 )

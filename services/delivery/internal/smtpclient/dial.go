@@ -78,10 +78,7 @@ func (s *Session) connect(ctx context.Context, local netip.Addr) Answer {
 	c, err := d.DialContext(ctx, "tcp", s.host.Addr.String())
 	s.saw(Step{Phase: mail.PhaseConnect, Err: err, Took: time.Since(began)})
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return Answer{Phase: mail.PhaseConnect, Err: err}
+		return Answer{Phase: mail.PhaseConnect, Err: fault(ctx, err)}
 	}
 	s.tcp = c
 	s.speakOn(c)
@@ -106,7 +103,7 @@ func (s *Session) open(ctx context.Context, o Options) Answer {
 	s.sentAt = time.Now()
 	reply, err := s.await(mail.PhaseBanner, s.timeouts.Banner)
 	if err != nil || reply.Code/100 != 2 {
-		return refused(mail.PhaseBanner, reply, s.fault(ctx, err))
+		return refused(mail.PhaseBanner, reply, fault(ctx, err))
 	}
 	if failed := s.sayHello(ctx, o.Hello); failed.Phase != "" {
 		return failed
@@ -127,7 +124,7 @@ func (s *Session) sayHello(ctx context.Context, name string) Answer {
 		reply.Lines = reply.Lines[:min(1, len(reply.Lines))] // offers nothing
 	}
 	if err != nil || reply.Code/100 != 2 {
-		return refused(mail.PhaseHello, reply, s.fault(ctx, err))
+		return refused(mail.PhaseHello, reply, fault(ctx, err))
 	}
 	if len(reply.Lines) > 1 {
 		s.offers = parseOffers(reply.Lines[1:])
@@ -176,14 +173,14 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 	reply, err := s.ask(mail.PhaseStartTLS, s.timeouts.StartTLS, "STARTTLS")
 	switch {
 	case err != nil || reply.Code == 421 || reply.Code/100 == 3 || s.over:
-		return refused(mail.PhaseStartTLS, reply, s.fault(ctx, err))
+		return refused(mail.PhaseStartTLS, reply, fault(ctx, err))
 	case reply.Code/100 != 2 && must:
 		return Answer{Phase: mail.PhaseStartTLS, Reply: reply, Err: ErrNoTLS}
 	case reply.Code/100 != 2:
 		return Answer{}
 	}
 	if err := s.handshake(ctx, o); err != nil {
-		return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, s.fault(ctx, err))}
+		return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
 	}
 	// RFC 3207 §4.2: what the host said before is worth nothing.
 	return s.sayHello(ctx, o.Hello)

@@ -269,7 +269,7 @@ func (x *sending) content() {
 	reply, err := x.await(mail.PhaseDot, x.timeouts.Dot)
 	switch {
 	case err != nil:
-		x.end(Answer{Phase: mail.PhaseDot, Err: x.fault(x.ctx, err), Uncertain: true})
+		x.end(Answer{Phase: mail.PhaseDot, Err: fault(x.ctx, err), Uncertain: true})
 	case reply.Code/100 == 3:
 		x.end(Answer{Phase: mail.PhaseDot, Reply: reply, Err: ErrOutOfStep, Uncertain: true})
 	case reply.Code == 421:
@@ -335,7 +335,7 @@ func (x *sending) stream(w io.Writer) error {
 // broke ends the session after a read failed: for the recipients without an
 // answer that is the answer.
 func (x *sending) broke(phase mail.Phase, err error) {
-	x.end(Answer{Phase: phase, Err: x.fault(x.ctx, err)})
+	x.end(Answer{Phase: phase, Err: fault(x.ctx, err)})
 }
 
 // hungUp ends the session after a write failed or was given up.
@@ -345,7 +345,7 @@ func (x *sending) hungUp(phase mail.Phase, err error) {
 		return
 	}
 	reply, err := x.lastWords(err)
-	x.end(Answer{Phase: phase, Reply: reply, Err: x.fault(x.ctx, err)})
+	x.end(Answer{Phase: phase, Reply: reply, Err: fault(x.ctx, err)})
 }
 
 // end gives the answer to all who have none and ends the session.

@@ -3,6 +3,7 @@ package smtpclient
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -83,7 +84,7 @@ func (s *Session) abort() {
 }
 
 // bind makes the end of the context close the connection until release is
-// called. release returns the context's cause if that has happened.
+// called. release returns ErrStopped if that has happened.
 func (s *Session) bind(ctx context.Context) (release func() error) {
 	stop := context.AfterFunc(ctx, func() { _ = s.tcp.Close() })
 	return func() error {
@@ -91,18 +92,20 @@ func (s *Session) bind(ctx context.Context) (release func() error) {
 			return nil
 		}
 		s.over = true
-		return context.Cause(ctx)
+		return stopped(ctx)
 	}
 }
 
-// fault returns the context's cause in place of an error that the end of the
-// context has brought about.
-func (s *Session) fault(ctx context.Context, err error) error {
+// fault returns ErrStopped in place of an error that the end of the context
+// has brought about.
+func fault(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+		return stopped(ctx)
 	}
 	return err
 }
+
+func stopped(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrStopped, context.Cause(ctx)) }
 
 // ask sends one command and waits for its reply.
 func (s *Session) ask(phase mail.Phase, timeout time.Duration, command string) (mail.Reply, error) {
