@@ -47,6 +47,18 @@ func (r *resolver) newBatch(messages []mail.QueuedMessage) *batch {
 	return b
 }
 
+// again reports whether a recipient is not looked up for the first time.
+func (b *batch) again() bool {
+	for i := range b.messages {
+		for _, p := range b.messages[i].Recipients {
+			if p.Attempt > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // take removes the recipients of the given domains from the open ones and
 // returns them in the order of the batch.
 func (b *batch) take(ways map[mail.Domain]way) []place {

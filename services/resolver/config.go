@@ -3,13 +3,13 @@ package resolver
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
 
 // Config is the configuration of the service.
@@ -30,12 +30,8 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("POSTRIDER_HOSTNAME is not a domain name in ASCII: "+c.Hostname))
 	}
 	for _, server := range c.DNSServers {
-		host := server
-		if h, _, err := net.SplitHostPort(server); err == nil {
-			host = h
-		}
-		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil {
-			errs = append(errs, fmt.Errorf("POSTRIDER_DNS_SERVERS: %q, want an IP address with an optional port", server))
+		if _, err := mx.ParseServer(server); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_DNS_SERVERS: %w", err))
 		}
 	}
 	if c.DNSTimeout < 10*time.Millisecond || c.DNSTimeout > time.Minute {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,6 +80,9 @@ type resolver struct {
 	homes   atomic.Pointer[[mail.Slots]store.Home]
 	routing atomic.Pointer[routing]
 
+	reading   sync.Mutex // makes reads of the routing table one after another; guards routingAt
+	routingAt time.Time  // when the last read began
+
 	work  context.Context // of look-ups, which outlive the batch that began them
 	group *errgroup.Group // runs them
 	room  *semaphore.Weighted
@@ -125,10 +129,38 @@ func (r *resolver) keepFresh(ctx context.Context) error {
 func (r *resolver) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
-	if err := r.refreshRouting(ctx); err != nil {
+	if err := r.refreshRouting(ctx, time.Now()); err != nil {
 		return err
 	}
 	return r.refreshHomes(ctx)
+}
+
+// refreshHomes reads which worker is the home of each slot.
+func (r *resolver) refreshHomes(ctx context.Context) error {
+	homes, err := r.db.SlotHomes(ctx)
+	if err != nil {
+		return fmt.Errorf("homes of the slots: %w", err)
+	}
+	r.homes.Store(&homes)
+	return nil
+}
+
+// refreshRouting reads the routing table unless a read has begun after since.
+func (r *resolver) refreshRouting(ctx context.Context, since time.Time) error {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	if r.routingAt.After(since) {
+		return nil
+	}
+	begin := time.Now()
+	rules, err := r.db.Routing(ctx)
+	if err != nil {
+		return fmt.Errorf("routing table: %w", err)
+	}
+	table := newRouting(rules)
+	r.routing.Store(&table)
+	r.routingAt = begin
+	return nil
 }
 
 // takeLost does the bus's part while it is down: it takes due recipients from
@@ -175,6 +207,13 @@ func (r *resolver) handle(ctx context.Context, messages []mail.QueuedMessage) er
 }
 
 func (r *resolver) handleBatch(ctx context.Context, b *batch) error {
+	// Rerouting a domain makes its waiting mail due at once: it must not meet
+	// a table from before.
+	if b.again() {
+		if err := r.refreshRouting(ctx, b.began); err != nil {
+			return err
+		}
+	}
 	known := map[mail.Domain]way{}
 	var unknown []mail.Domain
 	for domain := range b.open {

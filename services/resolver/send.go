@@ -3,7 +3,6 @@ package resolver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -111,25 +110,4 @@ func (r *resolver) outcome(p mail.Pending, trouble mx.Trouble) mail.Outcome {
 		o.NextAttemptAt = schedule.NextAttempt(time.Now(), p.ExpiresAt, p.Tries, rand.Float64)
 	}
 	return o
-}
-
-// refreshHomes reads which worker is the home of each slot.
-func (r *resolver) refreshHomes(ctx context.Context) error {
-	homes, err := r.db.SlotHomes(ctx)
-	if err != nil {
-		return fmt.Errorf("homes of the slots: %w", err)
-	}
-	r.homes.Store(&homes)
-	return nil
-}
-
-// refreshRouting reads the routing table.
-func (r *resolver) refreshRouting(ctx context.Context) error {
-	rules, err := r.db.Routing(ctx)
-	if err != nil {
-		return fmt.Errorf("routing table: %w", err)
-	}
-	table := newRouting(rules)
-	r.routing.Store(&table)
-	return nil
 }

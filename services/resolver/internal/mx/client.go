@@ -49,7 +49,7 @@ func newClient(cfg Config) (*client, error) {
 		}
 	}
 	for _, text := range addrs {
-		addr, err := parseServer(text)
+		addr, err := ParseServer(text)
 		if err != nil {
 			return nil, err
 		}
@@ -61,8 +61,8 @@ func newClient(cfg Config) (*client, error) {
 	return c, nil
 }
 
-// parseServer returns text as ip:port.
-func parseServer(text string) (string, error) {
+// ParseServer returns text, "ip" or "ip:port", as ip:port.
+func ParseServer(text string) (string, error) {
 	text = strings.TrimSpace(text)
 	if ap, err := netip.ParseAddrPort(text); err == nil {
 		return ap.String(), nil

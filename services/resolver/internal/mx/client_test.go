@@ -282,7 +282,7 @@ func TestParseServer(t *testing.T) {
 		{"[2001:db8::1]:5353", "[2001:db8::1]:5353"},
 		{"localhost", ""}, {"", ""}, {"192.0.2.1:dns", ""}, {"192.0.2.1:99999", ""},
 	} {
-		got, err := parseServer(c.text)
+		got, err := ParseServer(c.text)
 		if (err == nil) != (c.want != "") || got != c.want && err == nil {
 			t.Errorf("%q: got %q, %v; want %q", c.text, got, err, c.want)
 		}

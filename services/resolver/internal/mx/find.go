@@ -36,7 +36,8 @@ func transient(status mail.EnhancedCode, text string) Result {
 // find applies RFC 5321 §5.1 to one domain.
 func (r *Resolver) find(ctx context.Context, domain mail.Domain) (Result, time.Time) {
 	if domain.IsLiteral() {
-		return r.literal(string(domain)), time.Now().Add(r.ttl.max)
+		expires := time.Now().Add(r.ttl.max)
+		return r.literal(string(domain), expires), expires
 	}
 	name, ok := hostName(string(domain))
 	if !ok {
@@ -81,17 +82,19 @@ func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, 
 	}
 	found := r.lookupHosts(ctx, names)
 	var hosts []target
-	expires := a.expires
+	expires, valid := a.expires, a.expires
 	for i, x := range list {
 		expires = earlier(expires, found[i].expires)
 		if found[i].usable() {
+			valid = earlier(valid, found[i].valid)
 			hosts = append(hosts, target{x.host, x.preference, r.cfg.Port, found[i].v4, found[i].v6})
 		}
 	}
-	// A plan lives long enough to be used, however old its answers are.
-	expires = later(expires, time.Now().Add(min(r.ttl.min, r.ttl.failure)))
+	// However old the answers are, the result lives long enough to be used.
+	least := time.Now().Add(min(r.ttl.min, r.ttl.failure))
+	expires, valid = later(expires, least), later(valid, least)
 	if len(hosts) > 0 {
-		return Result{Plan: newPlan(site, hosts, false)}, expires
+		return Result{Plan: newPlan(site, hosts, valid)}, expires
 	}
 	return noHost(domain, found, a.verdict == noData), expires
 }
@@ -138,7 +141,7 @@ func byPreference(list []exchanger) []exchanger {
 
 // literal handles a domain such as "[192.0.2.1]" or "[IPv6:2001:db8::1]":
 // RFC 5321 §4.1.3.
-func (r *Resolver) literal(domain string) Result {
+func (r *Resolver) literal(domain string, expires time.Time) Result {
 	if !r.cfg.AddressLiterals {
 		return permanent(badDestination, "mail to address literals is not relayed")
 	}
@@ -152,7 +155,7 @@ func (r *Resolver) literal(domain string) Result {
 	if a.take(addr, r.cfg.Allow); !a.usable() {
 		return permanent(unableToRoute, fmt.Sprintf("%s is a loopback, private or reserved address", domain))
 	}
-	return Result{Plan: newPlan(mail.Site(domain), []target{{domain, 0, r.cfg.Port, a.v4, a.v6}}, false)}
+	return Result{Plan: newPlan(mail.Site(domain), []target{{domain, 0, r.cfg.Port, a.v4, a.v6}}, expires)}
 }
 
 // findSmartHosts turns an operator's hosts into a plan.
@@ -171,13 +174,17 @@ func (r *Resolver) findSmartHosts(ctx context.Context, texts []string) (Result, 
 		names = append(names, t.name)
 	}
 	site := bounded(strings.Join(texts, ","))
-	expires := time.Now().Add(r.ttl.max)
+	// Operators change their minds: what they wrote holds no longer than what
+	// DNS says of an absent name.
+	expires := time.Now().Add(r.ttl.negative)
+	valid := expires
 	usable := hosts[:0]
 	for i, a := range r.lookupSmartHosts(ctx, names) {
 		expires = earlier(expires, a.expires)
 		switch {
 		case a.usable():
 			hosts[i].v4, hosts[i].v6 = a.v4, a.v6
+			valid = earlier(valid, a.valid)
 			usable = append(usable, hosts[i])
 		case a.unknown != "":
 			wrong = append(wrong, fmt.Sprintf("%s: %s", names[i], a.unknown))
@@ -188,7 +195,9 @@ func (r *Resolver) findSmartHosts(ctx context.Context, texts []string) (Result, 
 		}
 	}
 	if len(usable) > 0 {
-		return Result{Plan: newPlan(site, usable, true)}, expires
+		plan := newPlan(site, usable, valid)
+		plan.smartHost = true
+		return Result{Plan: plan}, expires
 	}
 	if len(wrong) == 0 {
 		wrong = []string{"none is configured"}
@@ -204,6 +213,7 @@ func (r *Resolver) lookupSmartHosts(ctx context.Context, names []string) []addre
 	for i, name := range names {
 		if addr, err := netip.ParseAddr(name); err == nil {
 			found[i].expires = time.Now().Add(r.ttl.max)
+			found[i].valid = found[i].expires
 			found[i].take(addr, r.cfg.Allow)
 			continue
 		}

@@ -28,7 +28,7 @@ type Trouble struct {
 // Plan is the way to a domain, from which routes are drawn. It never changes.
 type Plan struct {
 	Site      mail.Site
-	ExpiresAt time.Time
+	ExpiresAt time.Time // until then the MX and addresses hold
 	// Key is equal for plans that differ in nothing but addresses learned at
 	// different times: their domains can share a route.
 	Key string
@@ -48,7 +48,7 @@ type target struct {
 	v4, v6     []netip.Addr
 }
 
-func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
+func newPlan(site mail.Site, hosts []target, expires time.Time) *Plan {
 	names := make([]mail.Host, len(hosts))
 	var key strings.Builder
 	key.WriteString(string(site))
@@ -61,7 +61,7 @@ func newPlan(site mail.Site, hosts []target, smartHost bool) *Plan {
 		key.WriteByte(':')
 		key.WriteString(strconv.Itoa(int(h.port)))
 	}
-	return &Plan{Site: site, Key: key.String(), Hosts: names, hosts: hosts, smartHost: smartHost}
+	return &Plan{Site: site, Key: key.String(), Hosts: names, hosts: hosts, ExpiresAt: expires}
 }
 
 // Route draws a route: hosts by preference, in random order within one, so

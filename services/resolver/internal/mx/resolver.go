@@ -102,11 +102,7 @@ func (r *Resolver) result(ctx context.Context, key string, find func(context.Con
 	res, err := r.plans.get(ctx, key, func() (Result, time.Time) {
 		ctx, cancel := context.WithTimeout(r.alive, 6*r.cfg.Timeout)
 		defer cancel()
-		res, expires := find(ctx)
-		if res.Plan != nil {
-			res.Plan.ExpiresAt = expires
-		}
-		return res, expires
+		return find(ctx)
 	})
 	if err == nil {
 		err = r.alive.Err() // a look-up that was ended by Close found nothing out
@@ -154,7 +150,8 @@ type addresses struct {
 	v4, v6  []netip.Addr // that may be connected to
 	refused int          // that may not
 	unknown string       // why a family could not be looked up; "" if both could
-	expires time.Time
+	expires time.Time    // when to look again
+	valid   time.Time    // until when the addresses hold
 }
 
 // usable reports whether there is an address to connect to.
@@ -163,7 +160,7 @@ func (a addresses) usable() bool { return len(a.v4)+len(a.v6) > 0 }
 // lookupHosts returns the addresses of each name, asking for all at once:
 // the client bounds how many questions are open.
 func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses {
-	found := make([]addresses, len(names))
+	hosts := make([]addresses, len(names))
 	families := make([][2]answer, len(names))
 	var g errgroup.Group
 	for i, name := range names {
@@ -176,17 +173,21 @@ func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses 
 	}
 	_ = g.Wait() // no function above fails
 	for i, pair := range families {
-		found[i].expires = earlier(pair[0].expires, pair[1].expires)
+		hosts[i].expires = earlier(pair[0].expires, pair[1].expires)
+		hosts[i].valid = time.Now().Add(r.ttl.max)
 		for _, a := range pair {
+			if a.verdict == found {
+				hosts[i].valid = earlier(hosts[i].valid, a.expires)
+			}
 			if a.verdict == unknown {
-				found[i].unknown = a.why
+				hosts[i].unknown = a.why
 			}
 			for _, addr := range a.addrs {
-				found[i].take(addr, r.cfg.Allow)
+				hosts[i].take(addr, r.cfg.Allow)
 			}
 		}
 	}
-	return found
+	return hosts
 }
 
 // take adds one address, or counts it as refused.

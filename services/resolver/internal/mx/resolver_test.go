@@ -65,15 +65,17 @@ func TestAnswersAreForgotten(t *testing.T) {
 	}
 }
 
-// Of a plan made of several answers the shortest TTL counts.
+// Of a plan made of several answers the shortest TTL counts, but not that of
+// what is not part of it: here, no AAAA for a minute.
 func TestPlanExpiresWithItsShortestAnswer(t *testing.T) {
 	s := dnstest.Start(t, dnstest.Zone{Records: []string{
 		"a.test. 3000 IN MX 10 mx.test.", "mx.test. 90 IN A 192.0.2.1", "mx.test. 2000 IN AAAA 2001:db8::1",
 		"b.test. 99999 IN MX 10 mx2.test.", "mx2.test. 99999 IN A 192.0.2.1", "mx2.test. 99999 IN AAAA 2001:db8::1",
+		"d.test. 600 IN MX 10 mx4.test.", "mx4.test. 600 IN A 192.0.2.1",
 		"c.test. 1 IN MX 10 mx3.test.", "mx3.test. 1 IN A 192.0.2.1", "mx3.test. 1 IN AAAA 2001:db8::1",
 	}})
 	r := resolverFor(t, s, Config{})
-	for domain, want := range map[mail.Domain]time.Duration{"a.test": 90 * time.Second, "b.test": time.Hour, "c.test": 30 * time.Second} {
+	for domain, want := range map[mail.Domain]time.Duration{"a.test": 90 * time.Second, "b.test": time.Hour, "c.test": 30 * time.Second, "d.test": 10 * time.Minute} {
 		got := time.Until(lookup(t, r, domain).Plan.Route(mail.TLSMay).ExpiresAt)
 		if got > want || got < want-5*time.Second {
 			t.Errorf("%s: the route expires in %v, want %v", domain, got, want)
