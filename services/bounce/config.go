@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
-	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/retry"
+	"github.com/postrider/postrider/pkg/smtp"
 )
 
 // Config is the configuration of the service.
@@ -19,10 +20,8 @@ type Config struct {
 // Validate reports a configuration that cannot work.
 func (c Config) Validate() error {
 	// It stands in header fields as it is.
-	odd := strings.IndexFunc(c.Hostname, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.')
-	})
-	if _, err := mail.ParseDomain(c.Hostname); err != nil || odd >= 0 || strings.HasSuffix(c.Hostname, ".") {
+	nonASCII := strings.IndexFunc(c.Hostname, func(r rune) bool { return r >= utf8.RuneSelf }) >= 0
+	if nonASCII || !smtp.ParseHello(c.Hostname) {
 		return fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname)
 	}
 	if time.Duration(c.Lifetime) < time.Minute {
