@@ -1,0 +1,36 @@
+// Command delivery relays mail to remote hosts.
+package main
+
+import (
+	"context"
+
+	"github.com/postrider/postrider/pkg/boot"
+	"github.com/postrider/postrider/pkg/bus"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery"
+)
+
+func main() { boot.Main("delivery", run) }
+
+func run(ctx context.Context, p *boot.Process) error {
+	var cfg struct {
+		Store    store.Config
+		Bus      bus.Config
+		Delivery delivery.Config
+	}
+	if err := p.Config(&cfg); err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, cfg.Store)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	nc, err := bus.Connect(ctx, cfg.Bus)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	p.ReadyWhen("postgres", db.Ping)
+	return delivery.Run(ctx, cfg.Delivery, db, nc)
+}

@@ -1,0 +1,51 @@
+package delivery
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
+)
+
+// Config is the configuration of the service.
+type Config struct {
+	Hostname     string        `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	DrainTimeout time.Duration `envconfig:"DELIVERY_DRAIN_TIMEOUT" default:"30s" desc:"How long transactions in progress may go on after a signal to stop. One that is cut off behind its final dot may become a duplicate."`
+	Lease        time.Duration `envconfig:"WORKER_LEASE" default:"5s" desc:"A delivery worker that does not renew its lease for so long is dead, and others take over. Equal for all workers."`
+	ReadyLimit   int64         `envconfig:"DELIVERY_READY_LIMIT" default:"10000" desc:"Delivery requests held in memory, over all sites; the others wait in Postgres."`
+	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
+	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
+	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"5ms" desc:"How long outcomes wait for others, to be settled together. The window for duplicates after a crash grows by as much."`
+	Shaping      shaping.Config
+
+	// Timeouts of the dialogue; zero ones are those of RFC 5321 §4.5.3.2.
+	Timeouts smtpclient.Timeouts `ignored:"true"`
+}
+
+// Validate reports a configuration that cannot work.
+func (c Config) Validate() error {
+	var errs []error
+	if d, err := mail.ParseDomain(c.Hostname); err != nil || string(d) != strings.ToLower(c.Hostname) {
+		errs = append(errs, fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname))
+	}
+	for _, v := range []struct {
+		name       string
+		value, min int64
+	}{
+		{"WORKER_LEASE", int64(c.Lease), int64(2 * time.Second)},
+		{"DELIVERY_DRAIN_TIMEOUT", int64(c.DrainTimeout), 0},
+		{"DELIVERY_READY_LIMIT", c.ReadyLimit, 1},
+		{"DELIVERY_CONTENT_BYTES", c.ContentBytes, 1},
+		{"DELIVERY_CONNECTION_LIMIT", c.Connections, 1},
+		{"DELIVERY_SETTLE_LINGER", int64(c.SettleLinger), 0},
+	} {
+		if v.value < v.min {
+			errs = append(errs, fmt.Errorf("POSTRIDER_%s is too small", v.name))
+		}
+	}
+	return errors.Join(errs...)
+}

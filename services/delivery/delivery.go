@@ -1,0 +1,243 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/postrider/postrider/pkg/boot"
+	"github.com/postrider/postrider/pkg/bus"
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/pkg/telemetry"
+)
+
+// The ways in which the life of a worker ends before its process does.
+var (
+	errLeaseOver     = errors.New("the lease of this worker is over")
+	errUnknownClaims = errors.New("a claim may have been committed that this worker does not know of")
+)
+
+const (
+	firstStorePause = 50 * time.Millisecond
+	maxStorePause   = time.Second
+	endWithin       = 3 * time.Second
+)
+
+// worker is one life of a delivery process: from its registration to the end
+// of its lease.
+type worker struct {
+	config  Config
+	store   *store.Store
+	bus     *bus.Bus
+	shaping *shaping.Shaping
+	metrics *metrics
+	tracer  trace.Tracer
+
+	id     mail.WorkerID
+	lease  lease
+	taking context.Context // done: take no more work
+	work   context.Context // done: give up the transactions in hand
+	keep   context.Context // done: give up what they left to record
+
+	claims  *batcher[*claim]
+	loads   *batcher[*load]
+	settles *batcher[mail.Settlement]
+	aside   *batcher[[]*job]
+	pulls   chan pullOrder
+	lookNow chan struct{} // holds at most one signal
+
+	sessions    errgroup.Group // one per connection
+	helpers     errgroup.Group // drains of dead workers
+	connections *semaphore.Weighted
+	contents    *semaphore.Weighted
+	jobs        atomic.Int64 // that wait in memory, over all sites
+	slotMap     *slotMap
+
+	mu    sync.Mutex // guards all below
+	slots [mail.Slots]slot
+	sites map[mail.Site]*site
+}
+
+// Run relays mail until ctx is done, and returns nil when what was in
+// progress has ended and everything else is given back. A worker that was
+// declared dead, because it could not renew its lease, begins a new life.
+func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error {
+	shape, err := shaping.Load(config.Shaping)
+	if err != nil {
+		return fmt.Errorf("delivery: %w", err)
+	}
+	m, err := newMetrics()
+	if err != nil {
+		return fmt.Errorf("delivery: %w", err)
+	}
+	for ctx.Err() == nil {
+		w := &worker{
+			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
+			pulls: make(chan pullOrder, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(),
+			connections: semaphore.NewWeighted(config.Connections),
+			contents:    semaphore.NewWeighted(config.ContentBytes),
+			sites:       map[mail.Site]*site{},
+		}
+		w.claims = newBatcher(claimBatch, 0, w.claim)
+		w.loads = newBatcher(loadBatch, 0, w.dispatch)
+		w.settles = newBatcher(settleBatch, config.SettleLinger, w.settle)
+		w.aside = newBatcher(claimBatch, 0, w.putAside)
+		if err := w.live(ctx); err != nil {
+			slog.Error("worker begins a new life", "worker_id", w.id, "error", err)
+			sleep(ctx, maxStorePause)
+		}
+	}
+	return nil
+}
+
+// live is one life: register, work, end. An error says why it ended before
+// ctx was done.
+func (w *worker) live(ctx context.Context) error {
+	if !w.register(ctx) {
+		return nil
+	}
+	taking, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	work, cutWork := boot.Grace(taking, w.config.DrainTimeout)
+	defer cutWork()
+	keep, cutKeep := boot.Grace(taking, w.config.DrainTimeout+endWithin)
+	defer cutKeep()
+	w.taking, w.work, w.keep = taking, work, keep
+
+	var intake, batchers, home errgroup.Group
+	for _, run := range []func() error{w.claims.run, w.loads.run, w.settles.run, w.aside.run} {
+		batchers.Go(run)
+	}
+	home.Go(func() error {
+		h := &homes{worker: w, draining: map[mail.WorkerID]bool{}}
+		err := h.run(taking)
+		if errors.Is(err, errGone) {
+			// Nothing that we hold is ours any more.
+			stop(err)
+			cutWork()
+			cutKeep()
+		}
+		return err
+	})
+	take := func(run func(context.Context) error) {
+		intake.Go(func() error {
+			err := run(taking)
+			if err != nil {
+				stop(err)
+			}
+			return err
+		})
+	}
+	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
+	take(w.runLook)
+	for range pullers {
+		take(w.runPuller)
+	}
+
+	// Whoever hands in ends before who takes.
+	err := errors.Join(intake.Wait(), home.Wait(), w.helpers.Wait(), w.sessions.Wait())
+	w.claims.stop()
+	w.loads.stop()
+	w.settles.stop()
+	w.aside.stop()
+	return errors.Join(err, batchers.Wait(), w.end())
+}
+
+// register begins the life of the worker; false if ctx ended before.
+func (w *worker) register(ctx context.Context) bool {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	w.keep = ctx
+	err = w.persist("register", func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, renewWithin)
+		defer cancel()
+		asked := time.Now()
+		w.id, err = w.store.RegisterWorker(ctx, fmt.Sprintf("%s/%d", host, os.Getpid()), w.config.Lease)
+		w.lease.extend(asked.Add(w.config.Lease))
+		return err
+	})
+	if err == nil {
+		slog.Info("worker registered", "worker_id", w.id)
+	}
+	return err == nil
+}
+
+// end gives back what is left. If it cannot, the scheduler does when the
+// lease is over.
+func (w *worker) end() error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.keep), endWithin)
+	defer cancel()
+	return w.store.EndWorker(ctx, w.id)
+}
+
+// startSession opens a connection for a job of the site. Caller holds the
+// site's mu.
+func (w *worker) startSession(s *site, j *job) *session {
+	ss := newSession(w, s)
+	w.sessions.Go(func() error {
+		ss.run(j)
+		return nil
+	})
+	return ss
+}
+
+// freeJobs returns how many more jobs may wait in memory.
+func (w *worker) freeJobs() int { return int(max(w.config.ReadyLimit-w.jobs.Load(), 0)) }
+
+// look has parked mail looked for at once.
+func (w *worker) look() {
+	select {
+	case w.lookNow <- struct{}{}:
+	default:
+	}
+}
+
+// saveSites saves what successors of a dead home would miss.
+func (w *worker) saveSites(ctx context.Context) {
+	var states []store.SiteState
+	for _, s := range w.sitesIn(nil) {
+		if s.toSave() {
+			states = append(states, s.save(false))
+		}
+	}
+	if err := w.store.SaveSites(ctx, states); err != nil && ctx.Err() == nil {
+		slog.Warn("state of sites not saved", "worker_id", w.id, "error", err)
+	}
+}
+
+// persist repeats a step in Postgres until it succeeds or the work is given
+// up: Postgres may restart at any time.
+func (w *worker) persist(step string, do func(context.Context) error) error {
+	for pause := firstStorePause; ; pause = min(2*pause, maxStorePause) {
+		err := do(w.keep)
+		if err == nil || w.keep.Err() != nil {
+			return err
+		}
+		slog.Warn("Postgres refuses a step; it is repeated", "worker_id", w.id, "step", step, "error", err)
+		sleep(w.keep, pause)
+	}
+}
+
+// sleep waits about so long, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(time.Duration(float64(d) * (0.75 + rand.Float64()/2)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,104 @@
+// Package delivery is the service that relays mail to remote hosts: steps 4
+// and 5 of the walk (docs/walk.md).
+//
+// # Name
+//
+// delivery - relay messages to the hosts of their routes, and settle what
+// became of each recipient
+//
+// # Synopsis
+//
+// POSTRIDER_POSTGRES_URL, POSTRIDER_NATS_URL, POSTRIDER_HOSTNAME,
+// POSTRIDER_SHAPING_FILE, POSTRIDER_RETRY_SCHEDULE, POSTRIDER_WORKER_LEASE;
+// the whole list is in docs/configuration.md. Run any number of processes.
+//
+// # Description
+//
+// A process lives as a worker: it registers, renews its lease every second,
+// and is the home of its fair share of 64 slots. Sites hash into slots, so
+// each site has one home at a time, and its connections and limits live in
+// one memory. A request for a site goes this way:
+//
+//	receive   frame from the bus: claimed, or parked where there is no room,
+//	          or passed on to the home of its slot            intake.go
+//	look,     what is parked comes back as there is room, also
+//	pull      without the bus                                 pull.go
+//	site      the ready queue and the limits; hands jobs to   site.go, ready.go,
+//	          connections                                     hosts.go, internal/pace
+//	session   one connection: dial, load, relay, next         session.go, load.go
+//	judge     what each answer means                          trouble.go
+//	settle    outcomes of all sites, one transaction          outcome.go, settle.go
+//
+// home.go keeps the lease and moves slots; sites.go hands what a site
+// remembers to its next home; delivery.go puts the parts together.
+//
+// # Consumes
+//
+// postrider.ready.<worker>: delivery requests, those left for dead workers
+// too. Parked recipients of its slots and suspensions, from Postgres.
+//
+// # Produces
+//
+// postrider.ready.<worker>: requests for slots that have moved.
+// postrider.failed: hints for bounce. The notice "slots".
+//
+// # Writes
+//
+// recipients (claims, dispatched, outcomes), attempts, reports, routes,
+// workers, slots, sites.
+//
+// # Standards
+//
+// RFC 5321 §4.5.3.2 (timeouts), §4.5.4.1 (retries), §5.1 (order of hosts);
+// RFC 1047 (duplicates); RFC 3461 §5.2 (relaying of DSN parameters).
+//
+// # Strategies
+//
+// Limits hold at the remote host, in every window: a transaction in flight
+// counts as one of now, one that is over counts from the moment its reply to
+// MAIL was read (internal/pace). A new home assumes that the one before it
+// sent until its lease ended, unless that one left a state in order.
+//
+// Connections: slow start from 5, one more with each success, one less with
+// each failure. The connection that has been idle the shortest is used first,
+// so those that are not needed end. An address that failed is tried last for
+// 30 s to 5 min, and one connection finds out whether it is back. When no host
+// of a site answers three times in a row, its mail waits in Postgres until a
+// probe gets through, and then all of it moves at once.
+//
+// Room: a site holds at most max_ready jobs, and never more than all others
+// leave free. Once mail of a site is parked, new mail of it is parked behind
+// it, so that nothing is overtaken for ever. A job goes out by the share of
+// its priority, then by turns of the tenants, then by age.
+//
+// The fence: a recipient is claimed by one worker under one number; whatever
+// a worker does late, or twice, does not match and changes nothing. Right
+// before the final dot the worker looks at what is left of its lease, on its
+// own monotonic clock counted from before each renewal.
+//
+// # Security
+//
+// It sends what it is given to the addresses it is given: the resolver keeps
+// it from private networks. Replies of remote hosts are bounded and stored as
+// text, never executed or interpreted beyond their codes.
+//
+// # Diagnostics
+//
+// Log lines for registration, moved and lost slots, and every step that
+// Postgres refused. Spans delivery.attempt, with an event for each exchange,
+// and settle. Metrics: postrider.outcomes (by action, phase, class of the
+// reply, provider), postrider.outcomes.lost, postrider.requests.parked,
+// postrider.connections (by outcome), postrider.transaction.duration,
+// postrider.delivery.lag.
+//
+// # Bugs
+//
+// The monotonic clock of a machine that is suspended as a whole stands still,
+// so a worker that wakes up may believe in its lease for up to its rest.
+//
+// Broken TLS of a host is found anew by each connection.
+//
+// # See also
+//
+// docs/walk.md, pkg/shaping, store.Claim, store.Settle.
+package delivery

@@ -1,0 +1,309 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+const (
+	// renewEvery is how often the lease is renewed.
+	renewEvery = time.Second
+	// renewWithin bounds one renewal, so that a Postgres that hangs does not
+	// hold up the next one.
+	renewWithin = 2 * time.Second
+	// leaseMargin is how long before the end of its lease a worker stops to
+	// open transactions.
+	leaseMargin = 500 * time.Millisecond
+	// moveEvery is how often slots on their way to another home are looked at.
+	moveEvery = 100 * time.Millisecond
+
+	// SlotsTopic is the notice on the bus that slots have a new home.
+	SlotsTopic = "slots"
+)
+
+// errGone says that this worker was declared dead: its claims were taken
+// back, and it must begin a new life.
+var errGone = errors.New("this worker was declared dead and its claims were taken back")
+
+// lease counts our own monotonic time from before each renewal was sent, so
+// that it ends here before it ends on Postgres's clock.
+type lease struct {
+	mu    sync.Mutex
+	until time.Time // guarded by mu
+}
+
+func (l *lease) extend(until time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.until = until
+}
+
+// left returns how long transactions may still be opened: zero or less when
+// the lease is over.
+func (l *lease) left() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Until(l.until) - leaseMargin
+}
+
+// tenure is the part that a slot has in the life of this worker.
+type tenure int
+
+const (
+	away    tenure = iota // not ours
+	ours                  // its sites are served here
+	leaving               // being given up: nothing new begins
+)
+
+// homes keeps this worker the home of its fair share of the slots.
+type homes struct {
+	*worker
+	live     []mail.WorkerID // as of the last renewal
+	draining map[mail.WorkerID]bool
+}
+
+// run renews the lease and moves slots until ctx is done and all slots are
+// given up, or with errGone.
+func (h *homes) run(ctx context.Context) error {
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
+	move := time.NewTicker(moveEvery)
+	defer move.Stop()
+	done := ctx.Done()
+	if err := h.renew(); err != nil {
+		return err
+	}
+	h.balance()
+	for {
+		select {
+		case <-renew.C:
+			if err := h.renew(); err != nil {
+				return err
+			}
+			if ctx.Err() == nil {
+				h.balance()
+			}
+		case <-move.C:
+			h.endLease()
+			h.release()
+			h.forgetStopped()
+			if ctx.Err() != nil && h.slotsIn(ours, leaving) == nil {
+				return nil
+			}
+		case <-done:
+			done = nil
+			h.leave(h.slotsIn(ours))
+		case <-h.keep.Done():
+			return nil
+		}
+	}
+}
+
+// renew extends the lease and gives up what is no longer ours.
+func (h *homes) renew() error {
+	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	defer cancel()
+	asked := time.Now()
+	got, err := h.store.Renew(ctx, h.id, h.config.Lease)
+	if err != nil {
+		slog.Warn("lease not renewed", "worker_id", h.id, "left", h.lease.left(), "error", err)
+		return nil
+	}
+	if got.Gone {
+		return errGone
+	}
+	h.lease.extend(asked.Add(h.config.Lease))
+	for _, other := range h.live {
+		if !slices.Contains(got.Live, other) {
+			h.drain(other)
+		}
+	}
+	h.live = got.Live
+	var lost []int16
+	for _, slot := range h.slotsIn(ours, leaving) {
+		if !slices.Contains(got.Slots, slot) {
+			lost = append(lost, slot)
+		}
+	}
+	h.lose(lost)
+	return nil
+}
+
+// endLease gives up all slots when the lease ends here: from the end on
+// Postgres's clock on they may have another home.
+func (h *homes) endLease() {
+	if h.lease.left() > 0 {
+		return
+	}
+	h.lose(h.slotsIn(ours, leaving))
+}
+
+// lose forgets slots that have, or may soon have, another home.
+func (h *homes) lose(slots []int16) {
+	if len(slots) == 0 {
+		return
+	}
+	slog.Warn("slots lost", "worker_id", h.id, "slots", len(slots))
+	h.setTenure(slots, away)
+	h.stopSites(slots)
+	for _, s := range h.sitesIn(slots) {
+		s.abandon()
+	}
+}
+
+// share returns how many slots belong to this worker: as many as to each
+// other, the rest going to the lowest ids.
+func share(live []mail.WorkerID, id mail.WorkerID) int {
+	rank := slices.Index(live, id)
+	if rank < 0 {
+		return 0
+	}
+	n := mail.Slots / len(live)
+	if rank < mail.Slots%len(live) {
+		n++
+	}
+	return n
+}
+
+// balance takes free slots up to the fair share, or begins to give up what is
+// over it. Only what must move moves.
+func (h *homes) balance() {
+	mine := h.slotsIn(ours)
+	switch want := share(h.live, h.id); {
+	case len(mine) > want:
+		h.leave(h.quietest(mine, len(mine)-want))
+	case len(mine) < want && h.lease.left() > 0:
+		if err := h.take(want - len(mine)); err != nil {
+			slog.Warn("slots not taken", "worker_id", h.id, "error", err)
+		}
+	}
+}
+
+// take becomes the home of up to n slots that have none.
+func (h *homes) take(n int) error {
+	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	defer cancel()
+	before, err := h.store.SlotHomes(ctx)
+	if err != nil {
+		return err
+	}
+	var want []int16
+	held := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
+	for i := range before {
+		// Begin at a different slot than the others, so that workers that
+		// start together do not all want the same ones.
+		slot := int16((i + int(h.id)*mail.Slots/8) % mail.Slots)
+		if !before[slot].Live && !slices.Contains(held, slot) && len(want) < n {
+			want = append(want, slot)
+		}
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	taken, err := h.store.TakeSlots(ctx, h.id, h.config.Lease, want)
+	if err != nil {
+		return err
+	}
+	if len(taken) == 0 {
+		return nil
+	}
+	states, err := h.store.LoadSites(ctx, taken)
+	if err != nil {
+		// Their next home, which may be this one, loads them.
+		return errors.Join(err, h.store.ReleaseSlots(ctx, h.id, taken))
+	}
+	h.welcome(taken, states)
+	h.announce(len(taken))
+	for _, slot := range taken {
+		if dead := before[slot].Worker; dead != 0 && !slices.Contains(h.live, dead) {
+			h.drain(dead)
+		}
+	}
+	h.look()
+	return nil
+}
+
+// drain takes the frames that a dead worker left on the bus.
+func (h *homes) drain(dead mail.WorkerID) {
+	if h.draining[dead] || h.taking.Err() != nil {
+		return
+	}
+	h.draining[dead] = true
+	h.helpers.Go(func() error {
+		if err := h.bus.DrainReady(h.taking, dead, h.receive); err != nil {
+			// Its requests are rung again when they are due.
+			slog.Warn("frames of a dead worker not drained", "worker_id", h.id, "dead", dead, "error", err)
+		}
+		return nil
+	})
+}
+
+// quietest returns n of the slots, those with the fewest open connections.
+func (h *homes) quietest(slots []int16, n int) []int16 {
+	open := map[int16]int{}
+	for _, s := range h.sitesIn(slots) {
+		s.mu.Lock()
+		open[s.slot] += len(s.sessions)
+		s.mu.Unlock()
+	}
+	slices.SortStableFunc(slots, func(a, b int16) int { return open[a] - open[b] })
+	return slots[:n]
+}
+
+// leave begins to give up slots: what waits is laid aside in Postgres for the
+// next home, what is under way ends.
+func (h *homes) leave(slots []int16) {
+	if len(slots) == 0 {
+		return
+	}
+	slog.Info("slots to be given up", "worker_id", h.id, "slots", len(slots))
+	h.setTenure(slots, leaving)
+	h.stopSites(slots)
+}
+
+// release gives up those leaving slots in which no connection is open any
+// more, with what the next home should know.
+func (h *homes) release() {
+	var free []int16
+	var states []store.SiteState
+	for _, slot := range h.slotsIn(leaving) {
+		sites := h.sitesIn([]int16{slot})
+		if slices.ContainsFunc(sites, (*site).busy) {
+			continue
+		}
+		free = append(free, slot)
+		for _, s := range sites {
+			states = append(states, s.save(true))
+		}
+	}
+	if len(free) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	defer cancel()
+	err := h.store.SaveSites(ctx, states)
+	if err == nil {
+		err = h.store.ReleaseSlots(ctx, h.id, free)
+	}
+	if err != nil {
+		slog.Warn("slots not given up yet", "worker_id", h.id, "error", err)
+		return
+	}
+	h.setTenure(free, away)
+	h.announce(len(free))
+}
+
+func (h *homes) announce(n int) {
+	slog.Info("slots moved", "worker_id", h.id, "moved", n, "held", len(h.slotsIn(ours)))
+	if err := h.bus.Announce(h.keep, SlotsTopic); err != nil {
+		// Resolvers reread the map of the slots from time to time anyway.
+		slog.Debug("slots not announced", "worker_id", h.id, "error", err)
+	}
+}

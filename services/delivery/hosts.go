@@ -1,0 +1,124 @@
+package delivery
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+const (
+	// firstPause is how long an address that failed is tried after all
+	// others; the pause doubles with each failure up to maxPause.
+	firstPause = 30 * time.Second
+	maxPause   = 5 * time.Minute
+)
+
+// target is one address of one host.
+type target struct {
+	host mail.Host
+	addr netip.AddrPort
+}
+
+// failures remembers the addresses of a site that failed lately, so that the
+// next message goes to the second host at once. Not safe for concurrent use;
+// the site guards it.
+type failures map[netip.AddrPort]failure
+
+type failure struct {
+	until time.Time
+	pause time.Duration
+}
+
+// order returns the targets of a route in the order to be tried: by
+// preference, those that failed lately last. The first caller after a pause
+// finds the address in its place again, and everyone else not yet: one
+// connection finds out whether it is back (half-open).
+func (f failures) order(route *mail.Route, now time.Time) []target {
+	var good, bad []target
+	for _, h := range route.Hosts {
+		for _, a := range h.Addresses {
+			t := target{h, netip.AddrPortFrom(a, h.Port)}
+			failed, ok := f[t.addr]
+			switch {
+			case !ok:
+				good = append(good, t)
+			case now.Before(failed.until):
+				bad = append(bad, t)
+			default:
+				f[t.addr] = failure{now.Add(failed.pause), failed.pause}
+				good = append(good, t)
+			}
+		}
+	}
+	return append(good, bad...)
+}
+
+func (f failures) failed(addr netip.AddrPort, now time.Time) {
+	pause := firstPause
+	if old, ok := f[addr]; ok {
+		pause = min(2*old.pause, maxPause)
+		if now.Before(old.until) {
+			pause = old.pause // one of several at once: one failure
+		}
+	}
+	f[addr] = failure{now.Add(pause), pause}
+}
+
+func (f failures) succeeded(addr netip.AddrPort) { delete(f, addr) }
+
+// breaker stops the attempts at a site none of whose hosts can be reached. It
+// opens after some failures in a row; after a pause one attempt is let
+// through. Not safe for concurrent use; the site guards it.
+type breaker struct {
+	inRow   int
+	probeAt time.Time // zero: closed
+	probing bool
+	pause   time.Duration
+}
+
+// failuresToOpen is how many attempts in a row must reach no host.
+const failuresToOpen = 3
+
+// isOpen reports whether attempts must wait at all.
+func (b *breaker) isOpen() bool { return !b.probeAt.IsZero() }
+
+// mayTry reports whether an attempt may begin now, and if not, when to ask
+// again; a zero time says when the probe under way has ended.
+func (b *breaker) mayTry(now time.Time) (bool, time.Time) {
+	switch {
+	case !b.isOpen():
+		return true, now
+	case b.probing:
+		return false, time.Time{}
+	case now.Before(b.probeAt):
+		return false, b.probeAt
+	}
+	return true, now
+}
+
+// begin says that an attempt begins.
+func (b *breaker) begin() { b.probing = b.isOpen() }
+
+// reached says that a host answered; it reports whether that closed the
+// breaker.
+func (b *breaker) reached() (closed bool) {
+	closed = b.isOpen()
+	*b = breaker{}
+	return closed
+}
+
+// unreached says that an attempt reached no host; it reports whether that
+// opened the breaker. The pause is never longer than longest, the time after
+// which the site's mail would be tried again anyway.
+func (b *breaker) unreached(now time.Time, longest time.Duration) (opened bool) {
+	b.inRow++
+	if b.isOpen() && !b.probing || b.inRow < failuresToOpen {
+		return false
+	}
+	opened = !b.isOpen()
+	b.pause = min(max(2*b.pause, firstPause), maxPause)
+	b.probeAt = now.Add(min(b.pause, longest))
+	b.probing = false
+	return opened
+}

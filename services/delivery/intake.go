@@ -1,0 +1,218 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+const (
+	// claimBatch bounds the requests of one claim.
+	claimBatch = 500
+	// mapAge is how old the map of the slots may be that requests for other
+	// homes are passed on by.
+	mapAge = 500 * time.Millisecond
+)
+
+// claim is the part of a frame that is to be claimed.
+type claim struct {
+	admitted []admitted
+	done     chan error // gets one value
+}
+
+// admitted is a request with a place reserved at its site.
+type admitted struct {
+	site           *site
+	request        *mail.DeliveryRequest
+	perTransaction int // recipients
+}
+
+// receive takes the requests of a frame: those of our slots are claimed, or
+// parked where there is no room; those of other slots are passed on to their
+// home. The frame may be acked when it returns nil: then row and lease are
+// the truth.
+func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) error {
+	var strangers, full []*mail.DeliveryRequest
+	c := &claim{done: make(chan error, 1)}
+	for _, r := range requests {
+		if len(r.Recipients) == 0 {
+			continue
+		}
+		s := w.siteOf(r.Route.Site)
+		if s == nil {
+			strangers = append(strangers, r)
+			continue
+		}
+		v := w.values(r)
+		if !s.admit(r, v) {
+			full = append(full, r)
+			continue
+		}
+		c.admitted = append(c.admitted, admitted{s, r, v.RecipientsPerTransaction})
+	}
+	if len(c.admitted) > 0 {
+		select {
+		case w.claims.in <- c:
+		case <-ctx.Done():
+			c.giveUp()
+			return context.Cause(ctx)
+		}
+	}
+	if err := w.park(ctx, append(full, w.passOn(ctx, strangers)...)); err != nil {
+		return err
+	}
+	if len(c.admitted) == 0 {
+		return nil
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// giveUp frees the reserved places.
+func (c *claim) giveUp() {
+	for _, a := range c.admitted {
+		a.site.add(nil, 1)
+	}
+}
+
+// claim claims what several frames have brought.
+func (w *worker) claim(claims []*claim) {
+	var all []*mail.DeliveryRequest
+	for _, c := range claims {
+		for _, a := range c.admitted {
+			all = append(all, a.request)
+		}
+	}
+	err := w.persist("claim", func(ctx context.Context) error {
+		err := w.store.Claim(ctx, w.id, all)
+		if err != nil && ctx.Err() == nil {
+			// The commit may have happened all the same. Then the rows are
+			// claimed under the next fence, and nobody here knows: they are
+			// given back, to be rung at once.
+			return errors.Join(err, w.store.GiveBack(ctx, w.id, underNextFence(all)))
+		}
+		return err
+	})
+	for _, c := range claims {
+		for _, a := range c.admitted {
+			var jobs []*job
+			if err == nil {
+				jobs = split(a.request, a.perTransaction)
+			}
+			w.layAside(a.site.add(jobs, 1))
+		}
+		c.done <- err
+	}
+}
+
+// underNextFence returns the requests as they look when they were claimed.
+func underNextFence(requests []*mail.DeliveryRequest) []*mail.DeliveryRequest {
+	claimed := make([]*mail.DeliveryRequest, len(requests))
+	for i, r := range requests {
+		next := *r
+		next.Recipients = make([]mail.Pending, len(r.Recipients))
+		for k, p := range r.Recipients {
+			p.Attempt++
+			next.Recipients[k] = p
+		}
+		claimed[i] = &next
+	}
+	return claimed
+}
+
+// passOn publishes requests to the homes of their slots and returns those
+// that have none at the moment.
+func (w *worker) passOn(ctx context.Context, requests []*mail.DeliveryRequest) (homeless []*mail.DeliveryRequest) {
+	if len(requests) == 0 {
+		return nil
+	}
+	homes, err := w.slotMap.get(ctx, w.store)
+	if err != nil {
+		slog.Warn("map of the slots not read", "worker_id", w.id, "error", err)
+		return requests
+	}
+	by := map[mail.WorkerID][]*mail.DeliveryRequest{}
+	for _, r := range requests {
+		home := homes[r.Route.Site.Slot()]
+		if !home.Live || home.Worker == w.id {
+			homeless = append(homeless, r)
+			continue
+		}
+		by[home.Worker] = append(by[home.Worker], r)
+	}
+	for worker, theirs := range by {
+		if err := w.bus.PublishReady(ctx, worker, theirs); err != nil {
+			homeless = append(homeless, theirs...)
+		}
+	}
+	return homeless
+}
+
+// park lays requests aside that nobody has claimed.
+func (w *worker) park(ctx context.Context, requests []*mail.DeliveryRequest) error {
+	if len(requests) == 0 {
+		return nil
+	}
+	w.metrics.parked.Add(ctx, int64(len(requests)))
+	return w.persist("park", func(ctx context.Context) error { return w.store.Park(ctx, 0, requests) })
+}
+
+// layAside lays jobs aside that this worker has claimed, for the next home.
+func (w *worker) layAside(jobs []*job) {
+	if len(jobs) > 0 {
+		w.aside.in <- jobs
+	}
+}
+
+// putAside parks jobs in Postgres. A worker that ends gives them back
+// instead: maybe there is no other, and they have waited for long before
+// there is one.
+func (w *worker) putAside(batch [][]*job) {
+	var all []*mail.DeliveryRequest
+	for _, jobs := range batch {
+		all = append(all, requestsOf(jobs)...)
+	}
+	err := w.persist("lay aside", func(ctx context.Context) error {
+		if w.taking.Err() != nil {
+			return w.store.GiveBack(ctx, w.id, all)
+		}
+		return w.store.Park(ctx, w.id, all)
+	})
+	if err != nil {
+		slog.Warn("jobs not laid aside: they are taken back when the lease ends", "worker_id", w.id, "requests", len(all), "error", err)
+	}
+}
+
+// slotMap is the map of the slots, as of lately.
+type slotMap struct {
+	sem    chan struct{} // holds one token; guards the rest
+	homes  [mail.Slots]store.Home
+	readAt time.Time
+}
+
+func newSlotMap() *slotMap { return &slotMap{sem: make(chan struct{}, 1)} }
+
+func (m *slotMap) get(ctx context.Context, from *store.Store) ([mail.Slots]store.Home, error) {
+	select {
+	case m.sem <- struct{}{}:
+	case <-ctx.Done():
+		return m.homes, context.Cause(ctx)
+	}
+	defer func() { <-m.sem }()
+	if time.Since(m.readAt) < mapAge {
+		return m.homes, nil
+	}
+	homes, err := from.SlotHomes(ctx)
+	if err == nil {
+		m.homes, m.readAt = homes, time.Now()
+	}
+	return m.homes, err
+}

@@ -1,0 +1,64 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/telemetry"
+)
+
+// metrics counts by the class of the outcome and by provider, of which the
+// configuration names a few; never by domain or address.
+type metrics struct {
+	outcomes    metric.Int64Counter
+	lost        metric.Int64Counter
+	parked      metric.Int64Counter
+	duration    metric.Float64Histogram
+	lag         metric.Float64Histogram
+	connections metric.Int64Counter
+}
+
+func newMetrics() (*metrics, error) {
+	meter := telemetry.Meter("delivery")
+	m := &metrics{}
+	var errs [6]error
+	m.outcomes, errs[0] = meter.Int64Counter("postrider.outcomes", metric.WithDescription("recipients by what became of them in an attempt"))
+	m.lost, errs[1] = meter.Int64Counter("postrider.outcomes.lost", metric.WithDescription("outcomes of recipients that were taken back meanwhile"))
+	m.parked, errs[2] = meter.Int64Counter("postrider.requests.parked", metric.WithDescription("delivery requests laid aside because their site has no room"))
+	m.duration, errs[3] = meter.Float64Histogram("postrider.transaction.duration", metric.WithUnit("s"), metric.WithDescription("from the beginning of an attempt to its last reply"))
+	m.lag, errs[4] = meter.Float64Histogram("postrider.delivery.lag", metric.WithUnit("s"), metric.WithDescription("from the acceptance of a message to its relay, first attempts only"))
+	m.connections, errs[5] = meter.Int64Counter("postrider.connections", metric.WithDescription("attempts to connect to a remote host, by how they ended"))
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return m, nil
+}
+
+// settled counts the outcomes of a settlement.
+func (m *metrics) settled(ctx context.Context, st *mail.Settlement) {
+	provider := attribute.String("provider", shaping.ProviderOf(st.Transaction.Site))
+	for i := range st.Outcomes {
+		o := &st.Outcomes[i]
+		m.outcomes.Add(ctx, 1, metric.WithAttributes(provider,
+			attribute.String("action", string(o.Action)),
+			attribute.String("phase", string(o.Phase)),
+			attribute.Int("class", o.Reply.Code/100),
+			attribute.Bool("uncertain", o.Uncertain)))
+	}
+	m.duration.Record(ctx, st.Transaction.Duration.Seconds(), metric.WithAttributes(provider))
+	if o := &st.Outcomes[0]; o.Action == mail.Relayed && o.Attempt == 1 {
+		at := st.Transaction.StartedAt.Add(st.Transaction.Duration)
+		m.lag.Record(ctx, at.Sub(st.Message.AcceptedAt).Seconds(), metric.WithAttributes(provider))
+	}
+}
+
+// connected counts an attempt to connect.
+func (m *metrics) connected(ctx context.Context, how string) {
+	m.connections.Add(ctx, 1, metric.WithAttributes(attribute.String("outcome", how)))
+}

@@ -1,0 +1,304 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
+)
+
+const (
+	// maxAddresses and maxSessions bound one attempt: FEATURES.md §0.
+	maxAddresses = 5
+	maxSessions  = 2
+)
+
+// errNoAddress says that a route has no address at all.
+var errNoAddress = errors.New("the route has no address")
+
+// session is one connection to one host of a site and the goroutine that
+// works on it: connect for a job, relay it, take the next one, until there is
+// none or the connection has served long enough.
+type session struct {
+	*worker
+	site *site
+	work chan *job // the next job, or nil to end; the site puts in one at most
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	conn   *smtpclient.Session // nil before it is greeted
+	target target
+	level  mail.TLSLevel // that the routes served here demand
+
+	mu      sync.Mutex
+	dotSent bool // guarded by mu: to cut now may make a duplicate
+	cut     bool // guarded by mu: the lease is over
+}
+
+func newSession(w *worker, s *site) *session {
+	ctx, cancel := context.WithCancelCause(w.work)
+	return &session{worker: w, site: s, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+}
+
+// run serves until the session ends.
+func (ss *session) run(j *job) {
+	defer ss.site.ended(ss)
+	defer ss.cancel(nil)
+	if ss.connections.Acquire(ss.ctx, 1) != nil {
+		ss.site.neverBegan()
+		ss.site.mailOver(false)
+		ss.putBack(j)
+		return
+	}
+	defer ss.connections.Release(1)
+	for ; j != nil; j = ss.next() {
+		if !ss.serve(j) {
+			break
+		}
+	}
+	if ss.conn != nil {
+		ss.conn.Close()
+	}
+}
+
+// next returns the next job for this connection, or nil when it must end.
+func (ss *session) next() *job {
+	idle, mayGoOn := ss.site.rest(ss)
+	if !mayGoOn {
+		return nil
+	}
+	timer := time.NewTimer(idle)
+	defer timer.Stop()
+	select {
+	case j := <-ss.work:
+		return j
+	case <-timer.C:
+	case <-ss.ctx.Done():
+	}
+	if ss.site.leave(ss) {
+		return nil
+	}
+	return <-ss.work
+}
+
+// serve makes one attempt at a job, or a part of one: what the verdicts want
+// tried again at once goes back to the site. It reports whether the
+// connection can serve on.
+func (ss *session) serve(j *job) bool {
+	ctx, span := telemetry.Start(ss.ctx, ss.tracer, "delivery.attempt", &j.request.Message)
+	defer span.End()
+	a := &attempt{session: ss, job: j, span: span, began: time.Now()}
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("site", string(ss.site.name)), attribute.Int("recipients", len(j.request.Recipients)))
+	}
+	if ss.conn == nil && !a.connect(ctx) {
+		ss.site.mailOver(false)
+		return false
+	}
+	a.relay(ctx)
+	return ss.conn.Usable() && ss.conn.Used() < ss.site.messagesPerConnection()
+}
+
+// serves reports whether mail for the route may take this connection: it
+// goes to one of the route's hosts, under the same demands on TLS.
+func (ss *session) serves(r *mail.Route) bool {
+	return ss.level == r.TLS && slices.ContainsFunc(r.Hosts, func(h mail.Host) bool {
+		return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
+	})
+}
+
+// abandon ends the session because the lease is over: at once, unless a final
+// dot has been sent.
+func (ss *session) abandon() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.cut = true
+	if !ss.dotSent {
+		ss.cancel(errLeaseOver)
+	}
+}
+
+// mayDot is the last look before the final dot: a worker that was stopped or
+// cut off for longer than its lease gives up the transaction instead of
+// sending a duplicate.
+func (ss *session) mayDot() error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.cut || ss.lease.left() <= 0 {
+		return errLeaseOver
+	}
+	ss.dotSent = true
+	return nil
+}
+
+// dotOver says that the final dot was answered, or never left.
+func (ss *session) dotOver() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.dotSent = false
+	if ss.cut {
+		ss.cancel(errLeaseOver)
+	}
+}
+
+// putBack returns a job to its site to be tried again at once.
+func (ss *session) putBack(j *job) { ss.layAside(ss.site.again(j)) }
+
+// attempt is one go at a job on one connection.
+type attempt struct {
+	*session
+	job   *job
+	span  trace.Span
+	began time.Time
+}
+
+// connect dials the addresses of the route until a host greets. If none does
+// the job is settled.
+func (a *attempt) connect(ctx context.Context) bool {
+	j := a.job
+	targets := a.site.targets(j.request.Route)
+	targets = slices.DeleteFunc(targets, func(t target) bool { return slices.Contains(j.tried, t.addr) })
+	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
+	a.level = j.request.Route.TLS
+	level := a.level
+	for i := 0; i < len(targets); {
+		t := targets[i]
+		if i > 0 || level != a.level {
+			a.waitToConnect(ctx)
+		}
+		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, smtpclient.Options{
+			Hello: a.config.Hostname, TLS: level, Timeouts: a.config.Timeouts, Observe: a.saw,
+		})
+		a.site.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
+		if conn != nil {
+			j.tried = append(j.tried, t.addr)
+			a.conn, a.target = conn, t
+			a.site.reached(t.addr)
+			a.metrics.connected(ctx, "greeted")
+			return true
+		}
+		a.metrics.connected(ctx, string(answer.Phase))
+		a.target = t
+		v := judge(circumstances{answer: answer, tls: level, last: i == len(targets)-1})
+		switch v.move {
+		case movePlaintext:
+			level = mail.TLSNone
+			continue
+		case moveNextHost:
+			a.site.blame(t.addr)
+			j.tried = append(j.tried, t.addr)
+			level = a.level
+			i++
+			continue
+		}
+		if v.scope == scopeSite {
+			a.site.blame(t.addr)
+		}
+		a.settleAll(answer, v)
+		a.layAside(a.site.unreached())
+		return false
+	}
+	// No address is left: the sessions that broke had them all.
+	a.site.neverBegan()
+	if j.last.Phase == "" {
+		j.last = smtpclient.Answer{Phase: mail.PhaseConnect, Err: errNoAddress}
+	}
+	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: level, last: true}))
+	return false
+}
+
+// waitToConnect waits until the connection rate of the site allows one more.
+func (a *attempt) waitToConnect(ctx context.Context) {
+	for at := a.site.connecting(); !at.IsZero() && ctx.Err() == nil; at = a.site.connecting() {
+		sleepUntil(ctx, at)
+	}
+}
+
+// relay carries out one transaction and sees to what it said.
+func (a *attempt) relay(ctx context.Context) {
+	j := a.job
+	l, err := a.load(ctx, j.request)
+	if err != nil {
+		a.site.mailOver(false)
+		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
+		a.settleAll(answer, a.ownTrouble(answer))
+		return
+	}
+	defer a.unload(l)
+	if len(j.request.Recipients) == 0 {
+		// Held, cancelled, expired or taken back since they were claimed.
+		a.site.mailOver(false)
+		return
+	}
+	reused := a.conn.Used() > 0
+	mailOver := false
+	t := smtpclient.Transaction{
+		Message: &j.request.Message, Recipients: j.request.Recipients, Content: l.content.Bytes, BeforeDot: a.mayDot,
+		Observe: func(step smtpclient.Step) {
+			if step.Phase == mail.PhaseMail && !mailOver {
+				mailOver = true
+				a.site.mailOver(true)
+			}
+			a.saw(step)
+		},
+	}
+	switch {
+	case l.content.Large:
+		t.Content = nil
+		t.Open = func() (io.ReadCloser, error) { return a.open(ctx, l) }
+	case t.Content == nil:
+		t.Content = []byte{} // a message without any content
+	}
+	result := a.conn.Send(ctx, t)
+	a.dotOver()
+	if !mailOver {
+		a.site.mailOver(result.MailSent)
+	}
+	a.conclude(result, reused)
+}
+
+// conclude has each recipient settled, or tried again at once where its
+// verdict says so and the attempt may go on.
+func (a *attempt) conclude(result smtpclient.Result, reused bool) {
+	j := a.job
+	if !a.conn.Usable() {
+		j.sessions++
+	}
+	last := j.sessions >= maxSessions || len(j.tried) >= maxAddresses || !a.site.hasOther(j)
+	widest := scopeRecipient
+	settled := map[int32]bool{}
+	var outcomes []mail.Outcome
+	for i, p := range j.request.Recipients {
+		answer := result.Answers[i]
+		v := judge(circumstances{answer: answer, tls: a.level, reused: reused, accepted: result.Accepted > 0, last: last})
+		if v.move != moveNewSession && (v.scope == scopeHost || v.scope == scopeSession) {
+			widest = v.scope
+		}
+		again := v.move == moveSameSession || v.move == moveNextHost || v.move == moveNewSession && j.sessions < maxSessions
+		if again {
+			j.last = answer
+			continue
+		}
+		settled[p.No] = true
+		outcomes = append(outcomes, a.outcome(p, answer, v))
+	}
+	a.settleOutcomes(outcomes)
+	if widest == scopeRecipient {
+		a.site.wentWell()
+	} else {
+		a.site.trouble(a.target.addr, widest == scopeHost)
+	}
+	if len(settled) < len(j.request.Recipients) {
+		a.putBack(j.rest(settled))
+	}
+}
