@@ -29,6 +29,14 @@ func Reply(code int, lines ...string) Act {
 	return Raw(b.String())
 }
 
+// Offer is the reply to EHLO of a host that offers these keywords.
+func Offer(keywords ...string) Act {
+	return func(s *session) int {
+		s.offers = keywords
+		return Reply(250, append([]string{s.server.script.Hostname}, keywords...)...)(s)
+	}
+}
+
 // Raw sends the bytes as they are. The dialogue goes on by the code at the
 // start of the first line; without one it goes on as after a refusal.
 func Raw(text string) Act {
@@ -131,14 +139,20 @@ func Await(release <-chan struct{}, do Act) Act {
 	}
 }
 
-// Then does one act after the other and goes on by the code of the first,
-// unless the last ended the connection.
-func Then(first Act, more ...Act) Act {
+// noReply is the code of an act that says nothing and leaves it to the next.
+const noReply = 1
+
+// Then does one act after the other and goes on by the code of the first
+// reply, unless one of them ended the connection.
+func Then(acts ...Act) Act {
 	return func(s *session) int {
-		code := first(s)
-		for _, do := range more {
-			if do(s) == 0 {
+		code := noReply
+		for _, do := range acts {
+			switch c := do(s); {
+			case c == 0:
 				return 0
+			case code == noReply:
+				code = c
 			}
 		}
 		return code
@@ -154,5 +168,14 @@ func AfterBytes(n int64, do Act) Act {
 			return 0
 		}
 		return do(s)
+	}
+}
+
+// Signal calls do: a test can act at one exact point. It gives no reply, so
+// put it into Then before one.
+func Signal(do func()) Act {
+	return func(*session) int {
+		do()
+		return noReply
 	}
 }

@@ -1,0 +1,135 @@
+package smtpclient
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
+)
+
+func TestHelloFallsBack(t *testing.T) {
+	for _, code := range []int{500, 502, 550} {
+		mx, s := start(t, smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Hello, Do: smtptest.Reply(code, "5.5.1 what?")}}})
+		tx := message(hello, "a@b.example")
+		tx.Message.Envelope.Ret, tx.Recipients[0].Notify = mail.RetHdrs, mail.NotifyNever
+		if got := s.Send(t.Context(), tx); codes(got) != "dot 250" {
+			t.Fatal(codes(got))
+		}
+		if c := mx.Connections()[0]; c.Extended || strings.Join(c.Commands[:2], " ") != "EHLO HELO" {
+			t.Errorf("connection %+v", c)
+		}
+		if m := mx.Messages()[0]; m.Params != "" || m.Recipients[0].Params != "" {
+			t.Errorf("parameters without extensions: %+v", m)
+		}
+	}
+}
+
+func TestParseOffers(t *testing.T) {
+	tests := []struct {
+		lines []string
+		want  offers
+	}{
+		{nil, offers{}},
+		{[]string{"pipelining", " 8bitmime ", "SmtpUTF8", "dsn", "starttls"}, offers{pipelining: true, eightBit: true, smtputf8: true, dsn: true, startTLS: true}},
+		{[]string{"SIZE"}, offers{size: true}},
+		{[]string{"SIZE 0"}, offers{size: true}},
+		{[]string{"SIZE  1000 "}, offers{size: true, maxSizeBytes: 1000}},
+		{[]string{"SIZE -1"}, offers{size: true}},
+		{[]string{"SIZE 99999999999999999999"}, offers{size: true}},
+		{[]string{"SIZE lots", "SIZER 5", "XPIPELINING", ""}, offers{size: true}},
+	}
+	for _, tt := range tests {
+		if got := parseOffers(tt.lines); got != tt.want {
+			t.Errorf("%q: %+v, want %+v", tt.lines, got, tt.want)
+		}
+	}
+}
+
+func TestSizeIsCheckedBeforeSending(t *testing.T) {
+	mx, s := start(t, smtptest.Script{MaxSize: int64(len(hello))})
+	for _, tx := range []Transaction{message(hello+"x", "a@b.example", "b@b.example"), streamed(message(hello+"x", "a@b.example", "b@b.example"))} {
+		got := s.Send(t.Context(), tx)
+		for _, a := range got.Answers {
+			if a.Phase != mail.PhaseMail || !errors.Is(a.Err, ErrTooBig) || a.Reply.Code != 0 {
+				t.Errorf("answer %+v", a)
+			}
+		}
+		if got.MailSent || !s.Usable() {
+			t.Errorf("MAIL sent %v, usable %v", got.MailSent, s.Usable())
+		}
+	}
+	if got := s.Send(t.Context(), message(hello, "a@b.example")); codes(got) != "dot 250" {
+		t.Fatal(codes(got))
+	}
+	if m := mx.Transactions(); len(m) != 1 || m[0].Params != "SIZE=25" || m[0].Size != 25 {
+		t.Errorf("transactions %+v", m)
+	}
+}
+
+// TestParameters: what goes with MAIL and RCPT, by what the host offers.
+func TestParameters(t *testing.T) {
+	type envelope func(*Transaction)
+	eightBit := strings.ReplaceAll(hello, "hello", "hellö")
+	declared := func(b mail.BodyType) envelope { return func(t *Transaction) { t.Message.Envelope.Body = b } }
+	utf8 := func(t *Transaction) {
+		t.Message.Envelope.SMTPUTF8, t.Message.Envelope.ReversePath = true, "grå@client.example"
+	}
+	dsn := func(t *Transaction) {
+		t.Message.Envelope.Ret, t.Message.Envelope.EnvID = mail.RetHdrs, "a+b c"
+		t.Recipients[0].Notify, t.Recipients[0].ORCPT = mail.NotifySuccess|mail.NotifyFailure, "rfc822;x=y@b.example"
+	}
+	tests := []struct {
+		name       string
+		extensions []string
+		content    string
+		stream     bool
+		set        envelope
+		mail, rcpt string
+		err        error
+	}{
+		{"nothing needed", nil, hello, false, func(*Transaction) {}, "", "", nil},
+		{"8-bit undeclared", nil, eightBit, false, declared(""), "BODY=8BITMIME", "", nil},
+		{"8-bit declared 7-bit", nil, eightBit, false, declared(mail.Body7Bit), "BODY=8BITMIME", "", nil},
+		{"7-bit declared 8-bit", nil, hello, false, declared(mail.Body8BitMIME), "BODY=8BITMIME", "", nil},
+		{"stream undeclared", nil, eightBit, true, declared(""), "BODY=8BITMIME", "", nil},
+		{"stream declared 7-bit", nil, hello, true, declared(mail.Body7Bit), "", "", nil},
+		{"8-bit not offered", []string{"PIPELINING"}, eightBit, false, declared(mail.Body8BitMIME), "", "", nil},
+		{"binary", []string{"BINARYMIME", "CHUNKING"}, hello, false, declared(mail.BodyBinaryMIME), "", "", ErrNeedsBinary},
+		{"SMTPUTF8", nil, hello, false, utf8, "SMTPUTF8", "", nil},
+		{"SMTPUTF8 not offered", []string{"PIPELINING"}, hello, false, utf8, "", "", ErrNeedsSMTPUTF8},
+		{"UTF-8 forward-path", nil, hello, false, func(t *Transaction) { t.Recipients[0].ForwardPath = "ø@b.example" }, "SMTPUTF8", "", nil},
+		{"UTF-8 forward-path not offered", []string{"PIPELINING"}, hello, false, func(t *Transaction) { t.Recipients[0].ForwardPath = "ø@b.example" }, "", "", ErrNeedsSMTPUTF8},
+		{"DSN", nil, hello, false, dsn, "RET=HDRS ENVID=a+2Bb+20c", "NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;x+3Dy@b.example", nil},
+		{"DSN not offered", []string{"PIPELINING"}, hello, false, dsn, "", "", nil},
+		{"SIZE without limit", []string{"SIZE"}, hello, false, func(*Transaction) {}, "SIZE=25", "", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			mx, s := start(t, smtptest.Script{Extensions: tt.extensions})
+			tx := message(tt.content, "a@b.example")
+			tt.set(&tx)
+			if tt.stream {
+				tx = streamed(tx)
+			}
+			got := s.Send(t.Context(), tx)
+			if tt.err != nil {
+				if a := got.Answers[0]; !errors.Is(a.Err, tt.err) || a.Phase != mail.PhaseMail || got.MailSent || !s.Usable() {
+					t.Errorf("answer %+v", a)
+				}
+				return
+			}
+			if codes(got) != "dot 250" {
+				t.Fatalf("%s: %+v", codes(got), got)
+			}
+			m := mx.Messages()[0]
+			if m.Params != tt.mail || m.Recipients[0].Params != tt.rcpt || string(m.Content) != tt.content {
+				t.Errorf("MAIL %q, RCPT %q", m.Params, m.Recipients[0].Params)
+			}
+			if s.TakesDSN() != (tt.extensions == nil) {
+				t.Errorf("TakesDSN %v", s.TakesDSN())
+			}
+		})
+	}
+}
