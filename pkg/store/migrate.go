@@ -52,6 +52,10 @@ func withProvider(ctx context.Context, url string, f func(*goose.Provider, *sql.
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	// By default Postgres looks into the schema named like the role first. A
+	// role "postrider" would have goose's table in public at the first run,
+	// and look for it in our schema at the second.
+	cfg.RuntimeParams["search_path"] = "public"
 	db := stdlib.OpenDB(*cfg)
 	defer db.Close()
 	// One lock for the installation: the session lock of goose.
