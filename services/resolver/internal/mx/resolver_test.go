@@ -132,7 +132,9 @@ func TestCloseIsAnError(t *testing.T) {
 		_, err := r.Lookup(context.Background(), "a.test")
 		done <- err
 	}()
-	for deadline := time.Now().Add(5 * time.Second); s.Queries("a.test") == 0; {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(5 * time.Second); s.Queries("a.test") == 0; <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatal("no query came")
 		}
