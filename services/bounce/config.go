@@ -19,13 +19,14 @@ type Config struct {
 
 // Validate reports a configuration that cannot work.
 func (c Config) Validate() error {
-	// It stands in header fields as it is.
+	var errs []error
+	// The name stands in header fields as it is.
 	nonASCII := strings.IndexFunc(c.Hostname, func(r rune) bool { return r >= utf8.RuneSelf }) >= 0
 	if nonASCII || !smtp.ParseHello(c.Hostname) {
-		return fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname)
+		errs = append(errs, fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname))
 	}
 	if time.Duration(c.Lifetime) < time.Minute {
-		return errors.New("POSTRIDER_BOUNCE_LIFETIME is shorter than a minute")
+		errs = append(errs, errors.New("POSTRIDER_BOUNCE_LIFETIME is shorter than a minute"))
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -99,13 +99,7 @@ func (r *Report) international() bool {
 // Compose writes the report. The same Report gives the same bytes.
 func (r *Report) Compose() Composed {
 	reversePath := oneLine(string(r.Original.Envelope.ReversePath), maxAddress)
-	w := writer{
-		international: r.international(),
-		// Only a UTF-8 reverse-path needs RFC 6531 on the way back. Other
-		// reports travel anywhere, with their UTF-8 in quoted-printable.
-		eightBit: !isASCII(reversePath),
-	}
-
+	w := writer{international: r.international()}
 	parts := []part{w.text(r), w.status(r)}
 	if original, ok := w.original(r); ok {
 		parts = append(parts, original)
@@ -113,7 +107,7 @@ func (r *Report) Compose() Composed {
 	c := Composed{
 		HeaderID: "<" + r.ID.String() + "@" + r.Hostname + ">",
 		Body:     mail.Body7Bit,
-		SMTPUTF8: w.eightBit,
+		SMTPUTF8: !isASCII(reversePath), // it stands in our To field
 	}
 	encoding := "7bit"
 	for _, p := range parts {
@@ -121,7 +115,7 @@ func (r *Report) Compose() Composed {
 			encoding, c.Body = "8bit", mail.Body8BitMIME // RFC 2045 §6.4: a multipart is as wide as its widest part
 		}
 	}
-	if w.eightBit {
+	if c.SMTPUTF8 {
 		c.Body = mail.Body8BitMIME // RFC 6531 §3.1
 	}
 
@@ -159,8 +153,9 @@ func (r *Report) Compose() Composed {
 
 // writer writes the parts of one report.
 type writer struct {
-	international bool // parts are those of RFC 6533
-	eightBit      bool // parts may be in UTF-8 as they stand
+	// Parts are those of RFC 6533, in UTF-8 as it stands: who sends mail with
+	// SMTPUTF8 takes 8BITMIME (RFC 6531 §3.1), and readers decode no message/*.
+	international bool
 }
 
 // part is one body part of the multipart/report.

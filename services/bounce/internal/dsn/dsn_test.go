@@ -185,7 +185,7 @@ func TestWhatTheNextHopMustKnow(t *testing.T) {
 	want := map[string]Composed{
 		"failed":                   {Body: mail.Body7Bit},
 		"failed-ret-full-8bit":     {Body: mail.Body8BitMIME},
-		"smtputf8-to-ascii-sender": {Body: mail.Body7Bit},
+		"smtputf8-to-ascii-sender": {Body: mail.Body8BitMIME},
 		"smtputf8-to-utf8-sender":  {Body: mail.Body8BitMIME, SMTPUTF8: true},
 	}
 	for _, c := range cases {

@@ -23,7 +23,7 @@ func (w writer) original(r *Report) (p part, ok bool) {
 	if w.international {
 		p.contentType = "message/global-headers" // RFC 6533 §6
 	}
-	p.encoding, p.body = encode(header, w.eightBit)
+	p.encoding, p.body = encode(header, w.international)
 	return p, true
 }
 
@@ -35,14 +35,11 @@ func (w writer) whole(r *Report) (p part, ok bool) {
 	if !wanted || !complete || len(r.Content) > MaxReturned || widthOf(r.Content) == binary {
 		return part{}, false
 	}
-	if w.international {
-		p = part{description: "Undelivered message", contentType: "message/global"} // RFC 6532 §3.7
-		p.encoding, p.body = encode(r.Content, w.eightBit)
-		return p, true
-	}
-	// RFC 2046 §5.2.1: message/rfc822 is never encoded.
 	p = part{description: "Undelivered message", contentType: "message/rfc822"}
-	p.encoding, p.body = encode(r.Content, true)
+	if w.international {
+		p.contentType = "message/global" // RFC 6532 §3.7
+	}
+	p.encoding, p.body = encode(r.Content, true) // RFC 2046 §5.2.1: as it is
 	return p, true
 }
 

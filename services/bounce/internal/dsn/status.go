@@ -26,7 +26,7 @@ func (w writer) status(r *Report) part {
 	if w.international {
 		p.contentType = "message/global-delivery-status"
 	}
-	p.encoding, p.body = encode([]byte(b.String()), w.eightBit)
+	p.encoding, p.body = encode([]byte(b.String()), w.international)
 	return p
 }
 

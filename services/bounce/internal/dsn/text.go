@@ -53,7 +53,7 @@ func (w writer) text(r *Report) part {
 	if !isASCII(b.String()) {
 		p.contentType = "text/plain; charset=utf-8"
 	}
-	p.encoding, p.body = encode(body, w.eightBit)
+	p.encoding, p.body = encode(body, w.international)
 	return p
 }
 
