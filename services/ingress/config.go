@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
 )
@@ -14,6 +15,7 @@ type Config struct {
 	Listen   string       `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Address on which SMTP clients are served."`
 	Hostname string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
 	SMTP     smtpd.Config // limits and policy of the sessions
+	Shaping  shaping.Config
 }
 
 // Validate reports every setting that cannot work.

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -42,16 +43,19 @@ type Deps struct {
 	Listener net.Listener // from Listen; Run closes it
 	Store    accepter
 	Bus      publisher
-	Shaping  *shaping.Shaping // says how long a message is tried
 }
 
 // Run serves SMTP clients until ctx is done. Then it takes no more mail,
 // finishes the messages that are being received within the drain timeout, and
 // returns nil.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
+	shape, err := shaping.Load(cfg.Shaping)
+	if err != nil {
+		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
+	}
 	cfg.SMTP.Hostname = cfg.Hostname
 	cfg.SMTP.Lifetime = func(domain mail.Domain) time.Duration {
-		return deps.Shaping.For(domain, "", nil).MessageLifetime
+		return shape.For(domain, "", nil).MessageLifetime
 	}
 	committer := commit.New(deps.Store, deps.Bus, cfg.SMTP.CommitTimeout)
 	server := smtpd.New(cfg.SMTP, committer)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/bus"
-	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/ingress"
 )
@@ -17,14 +16,9 @@ func run(ctx context.Context, p *boot.Process) error {
 	var cfg struct {
 		Store   store.Config
 		Bus     bus.Config
-		Shaping shaping.Config
 		Ingress ingress.Config
 	}
 	if err := p.Config(&cfg); err != nil {
-		return err
-	}
-	limits, err := shaping.Load(cfg.Shaping)
-	if err != nil {
 		return err
 	}
 	db, err := store.Open(ctx, cfg.Store)
@@ -42,5 +36,5 @@ func run(ctx context.Context, p *boot.Process) error {
 		return err
 	}
 	p.ReadyWhen("postgres", db.Ping)
-	return ingress.Run(ctx, cfg.Ingress, ingress.Deps{Listener: listener, Store: db, Bus: nc, Shaping: limits})
+	return ingress.Run(ctx, cfg.Ingress, ingress.Deps{Listener: listener, Store: db, Bus: nc})
 }

@@ -132,6 +132,18 @@ func (in *incoming) refuse(reply mail.Reply) (mail.Reply, error) {
 	return reply, errEndless
 }
 
+// verdict returns the reply to content that cannot be taken, or the error that
+// it broke off with.
+func (in *incoming) verdict() (mail.Reply, error) {
+	switch {
+	case errors.Is(in.err, smtp.ErrBareNewline):
+		return replyBareNewline, nil
+	case errors.Is(in.err, errTooLarge):
+		return in.refuse(replyTooLarge)
+	}
+	return mail.Reply{}, in.err
+}
+
 // receive reads content into the buffer and returns the reply to the message.
 // An error means that the end of the content was not seen.
 func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
@@ -150,12 +162,8 @@ func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			return s.accept(buf, in), nil
-		case errors.Is(err, smtp.ErrBareNewline):
-			return replyBareNewline, nil
-		case errors.Is(err, errTooLarge):
-			return in.refuse(replyTooLarge)
 		default:
-			return mail.Reply{}, err
+			return in.verdict()
 		}
 	}
 }
@@ -184,18 +192,16 @@ func (s *session) stream(buf *buffer, in *incoming) (mail.Reply, error) {
 	}
 	all := io.MultiReader(bytes.NewReader(buf.content()), in)
 	err := s.server.committer.AcceptStream(context.Background(), &s.sub, all)
-	reply := s.conclude(span, err)
-	switch {
-	case err == nil:
-		return reply, nil
-	case errors.Is(in.err, errTooLarge):
-		return in.refuse(replyTooLarge)
-	case errors.Is(in.err, smtp.ErrBareNewline):
-		return replyBareNewline, nil
-	case in.err != nil && !errors.Is(in.err, io.EOF):
-		return mail.Reply{}, in.err
+	if err != nil && in.err != nil && !errors.Is(in.err, io.EOF) { // the client's doing, not the store's
+		span.SetStatus(codes.Error, in.err.Error())
+		span.End()
+		return in.verdict()
 	}
-	return in.refuse(reply)
+	reply := s.conclude(span, err)
+	if err != nil {
+		return in.refuse(reply)
+	}
+	return reply, nil
 }
 
 // takeTurn waits until fewer than the allowed large messages are under way.

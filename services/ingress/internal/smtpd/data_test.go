@@ -1,0 +1,306 @@
+package smtpd
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtp"
+)
+
+// text returns about size octets of lines with leading dots, 8-bit octets and
+// empty lines.
+func text(size int) []byte {
+	random := rand.New(rand.NewPCG(7, uint64(size)))
+	b := []byte("Subject: test\r\nMessage-ID: <1@example.com>\r\n\r\n")
+	for len(b) < size {
+		if random.IntN(4) == 0 {
+			b = append(b, '.')
+		}
+		for range random.IntN(90) {
+			c := byte(random.Uint32())
+			if c == '\r' || c == '\n' {
+				c = '.'
+			}
+			b = append(b, c)
+		}
+		b = append(b, '\r', '\n')
+	}
+	return b
+}
+
+func stuffed(t *testing.T, content []byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := smtp.NewDotWriter(&b)
+	if _, err := w.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// Content passes byte for byte, with our trace field before it, through
+// every size of buffer and as a stream.
+func TestContentByteForByte(t *testing.T) {
+	for _, size := range []int{
+		0, 100, smallBuffer - headroom, smallBuffer, smallBuffer*growth - headroom, largeBuffer - headroom - 200, largeBuffer - headroom,
+		largeBuffer, 3 << 20,
+	} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			store := &fakeStore{}
+			server := startServer(t, testConfig(), store)
+			c := server.client(t)
+			c.envelope()
+			content := text(size)
+			c.send(stuffed(t, content))
+			c.expect("250 2.0.0 queued as")
+			c.send("QUIT\r\n")
+			c.expect("221")
+			sub := store.submissions()[0]
+			field, got, ok := cutReceived(sub.Content)
+			if !ok || !bytes.Equal(got, content) {
+				t.Errorf("%d octets came as %d", len(content), len(got))
+			}
+			if sub.SizeBytes != int64(len(sub.Content)) || sub.HeaderID != "<1@example.com>" {
+				t.Errorf("size %d of %d, id %q", sub.SizeBytes, len(sub.Content), sub.HeaderID)
+			}
+			checkReceived(t, field, sub)
+			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+		})
+	}
+}
+
+// RFC 5321 §4.4.
+func checkReceived(t *testing.T, field string, sub *mail.Submission) {
+	t.Helper()
+	want := fmt.Sprintf("Received: from client.example ([127.0.0.1])\r\n\tby mx.example with ESMTP id %s\r\n\tfor <b@example.net>;\r\n\t%s\r\n",
+		sub.ID, sub.AcceptedAt.Format(time.RFC1123Z))
+	if field != want {
+		t.Errorf("trace field %q, want %q", field, want)
+	}
+}
+
+// A stream that is refused is read to its end: nothing in it is a command.
+func TestLargeMessageRefused(t *testing.T) {
+	big := text(2 << 20)
+	tests := []struct {
+		name  string
+		wire  func(*testing.T) string
+		set   func(*Config, *fakeStore)
+		reply string
+	}{
+		{name: "bare LF at the end", reply: "550 5.6.0", wire: func(t *testing.T) string {
+			return strings.TrimSuffix(stuffed(t, big), ".\r\n") + "x\n.\r\nMAIL FROM:<evil@example.com>\r\n.\r\n"
+		}},
+		{name: "too large", reply: "552 5.3.4", set: func(c *Config, _ *fakeStore) { c.MaxMessageBytes = 3 << 19 }},
+		{name: "store down", reply: "451 4.3.0", set: func(_ *Config, s *fakeStore) { s.fail(errDown) }},
+		{name: "loop", reply: "554 5.4.6", wire: func(t *testing.T) string {
+			return strings.Repeat("Received: x\r\n", maxHops) + stuffed(t, big)
+		}},
+		{name: "no memory", reply: "452 4.3.1", set: func(c *Config, _ *fakeStore) { c.MemoryBytes = largeBuffer + 10 }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, store := testConfig(), &fakeStore{}
+			if tt.set != nil {
+				tt.set(&cfg, store)
+			}
+			server := startServer(t, cfg, store)
+			c := server.client(t)
+			c.envelope()
+			if tt.wire == nil {
+				tt.wire = func(t *testing.T) string { return stuffed(t, big) }
+			}
+			c.send(tt.wire(t) + "NOOP\r\nQUIT\r\n")
+			c.expect(tt.reply)
+			c.expect("250 2.0.0 OK")
+			c.expect("221")
+			c.closed()
+			if n := len(store.submissions()); n != 0 {
+				t.Errorf("%d messages, want none", n)
+			}
+			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+		})
+	}
+}
+
+// Content without an end does not hold a session for ever.
+func TestEndlessContent(t *testing.T) {
+	cfg := testConfig()
+	cfg.MaxMessageBytes = 64 << 10
+	c := startServer(t, cfg, &fakeStore{}).client(t)
+	c.envelope()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		line := strings.Repeat("x", 8<<10)
+		for {
+			if _, err := io.WriteString(c.conn, line); err != nil {
+				return
+			}
+		}
+	}()
+	c.expect("552 5.3.4")
+	c.conn.Close()
+	<-sent
+}
+
+// A client that leaves in the middle of its message leaves nothing behind.
+func TestDisconnectInData(t *testing.T) {
+	for _, size := range []int{10, 3 << 19} {
+		store := &fakeStore{}
+		server := startServer(t, testConfig(), store)
+		c := server.client(t)
+		c.envelope()
+		c.send(strings.TrimSuffix(stuffed(t, text(size)), ".\r\n"))
+		c.conn.Close()
+		eventually(t, "the session ends", func() bool { return server.count() == 0 && server.memory.used.Load() == 0 })
+		if n := len(store.submissions()); n != 0 {
+			t.Errorf("%d messages, want none", n)
+		}
+	}
+}
+
+// The budget holds over all sessions; it is no promise to one of them.
+func TestMemoryBudget(t *testing.T) {
+	cfg := testConfig()
+	cfg.MemoryBytes = 2*smallBuffer + 100
+	server := startServer(t, cfg, &fakeStore{})
+	first, second, third := server.client(t), server.client(t), server.client(t)
+	first.envelope()
+	second.envelope()
+	third.expect("220")
+	third.send("EHLO client.example\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n")
+	for range 3 {
+		third.expect("250")
+	}
+	third.expect("452 4.3.1")
+	second.send(strings.Repeat("a line of text\r\n", 2000) + ".\r\n") // needs a larger buffer
+	second.expect("452 4.3.1")
+	third.send("DATA\r\n") // there is room again
+	third.expect("354")
+	third.send(".\r\n")
+	third.expect("250 2.0.0 queued")
+	first.send(".\r\n")
+	first.expect("250 2.0.0 queued")
+}
+
+// The replies to a commit that hangs come within the commit timeout.
+func TestCommitTimeout(t *testing.T) {
+	for _, size := range []int{10, 3 << 19} {
+		cfg := testConfig()
+		cfg.CommitTimeout = 50 * time.Millisecond
+		store := &fakeStore{}
+		release := store.hold()
+		c := startServer(t, cfg, store).client(t)
+		c.envelope()
+		c.send(stuffed(t, text(size)))
+		c.expect("451 4.3.0")
+		release()
+		c.transaction()
+		c.send("next\r\n.\r\n")
+		c.expect("250 2.0.0 queued")
+	}
+}
+
+// X-Traceparent makes the submitter's span the parent, and is taken out.
+func TestTraceparent(t *testing.T) {
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, size := range []int{100, 3 << 19} {
+		store := &fakeStore{}
+		c := startServer(t, testConfig(), store).client(t)
+		c.envelope()
+		content := text(size)
+		c.send("X-Other: 1\r\nX-Traceparent:\r\n " + parent + "\r\n" + stuffed(t, content))
+		c.expect("250 2.0.0")
+		sub := store.submissions()[0]
+		if sub.Traceparent[:35] != parent[:35] {
+			t.Errorf("traceparent %q, want the trace of %q", sub.Traceparent, parent)
+		}
+		_, got, _ := cutReceived(sub.Content)
+		if !bytes.Equal(got, append([]byte("X-Other: 1\r\n"), content...)) {
+			t.Errorf("content is %.200q", got)
+		}
+	}
+}
+
+// RFC 5321 §4.5.4.1: days for mail, and a day for reports.
+func TestLifetime(t *testing.T) {
+	cfg, store := testConfig(), &fakeStore{}
+	cfg.Lifetime = func(d mail.Domain) time.Duration {
+		if d == "short.example" {
+			return time.Hour
+		}
+		return 120 * time.Hour
+	}
+	c := startServer(t, cfg, store).client(t)
+	c.expect("220")
+	c.send("EHLO client.example\r\n" +
+		"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<b@SHORT.example>\r\nDATA\r\n.\r\n" +
+		"MAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<b@short.example>\r\nDATA\r\n.\r\nQUIT\r\n")
+	for {
+		reply, err := smtp.ReadReply(c.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply.Code == 221 {
+			break
+		}
+	}
+	subs := store.submissions()
+	for i, want := range [][]time.Duration{{120 * time.Hour, time.Hour}, {24 * time.Hour, time.Hour}} {
+		for j, r := range subs[i].Recipients {
+			if got := r.ExpiresAt.Sub(subs[i].AcceptedAt); got != want[j] {
+				t.Errorf("message %d, recipient %s: %s, want %s", i, r.ForwardPath, got, want[j])
+			}
+		}
+	}
+}
+
+func TestReadHeader(t *testing.T) {
+	tests := []struct {
+		content string
+		want    header
+	}{
+		{"", header{ascii: true}},
+		{"\r\nReceived: body\r\n", header{ascii: true}},
+		{"no field\r\nReceived: x\r\n", header{ascii: true}},
+		{"Received: a\r\nreceived:b\r\nX: \r\n Received: folded\r\n\r\nReceived: body\r\n", header{hops: 2, ascii: true}},
+		{"Message-ID: <a@b>\r\nMESSAGE-ID: <c@d>\r\n\r\n", header{messageID: "<a@b>", ascii: true}},
+		{"Message-ID:\r\n\t<a@b> (comment)\r\n\r\n", header{messageID: "<a@b>", ascii: true}},
+		{"Message-Id: odd id \r\n\r\n", header{messageID: "odd id", ascii: true}},
+		{"Message-Id: <a\x00\xff@b>\r\n\r\n", header{messageID: "<a?@b>"}},
+		{"Subject: ü\r\n\r\n", header{}},
+		{"Subject: u\r\n\r\nü", header{ascii: true}},
+		{"A: 1\r\nX-Traceparent: x\r\nB: 2\r\n\r\n", header{traceparent: "x", cutFrom: 6, cutTo: 24, ascii: true}},
+	}
+	for _, tt := range tests {
+		if got := readHeader([]byte(tt.content)); got != tt.want {
+			t.Errorf("readHeader(%q) = %+v, want %+v", tt.content, got, tt.want)
+		}
+	}
+}
+
+// Whatever the content, looking at it neither fails nor finds what is not
+// there, and what is kept can be stored as text.
+func FuzzReadHeader(f *testing.F) {
+	f.Add([]byte("Received: a\r\n b\r\nMessage-ID: <x\xff>\r\nX-Traceparent: 1\r\n\r\nbody"))
+	f.Add([]byte(":\r\n"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		h := readHeader(content)
+		if h.cutFrom > h.cutTo || h.cutTo > len(content) || h.hops > bytes.Count(content, []byte("\n"))+1 {
+			t.Fatalf("%+v of %q", h, content)
+		}
+		if strings.ContainsAny(h.messageID, "\x00\r\n") || len(h.messageID) > maxHeaderID {
+			t.Fatalf("message id %q", h.messageID)
+		}
+	})
+}
