@@ -118,7 +118,7 @@ func New(ctx context.Context, o Options) (*World, error) {
 	if err := w.environment(o); err != nil {
 		return w, err
 	}
-	if err := w.Command(ctx, "migrate"); err != nil {
+	if err := w.Command(ctx, "migrate", "up"); err != nil {
 		return w, err
 	}
 	for _, name := range Services {
@@ -324,16 +324,16 @@ func (s *Service) Stop() error {
 // did not end as it should.
 func (w *World) Close() error {
 	var errs []error
-	for _, s := range w.services { // all at once; Stop below waits
+	// All at once, and one signal for each: a second one means at once.
+	var stops sync.WaitGroup
+	ended := make([]error, len(w.services))
+	for i, s := range w.services {
 		if p := s.Process(); p != nil && p.Running() {
-			p.Signal(syscall.SIGTERM)
+			stops.Go(func() { ended[i] = s.Stop() })
 		}
 	}
-	for _, s := range w.services {
-		if p := s.Process(); p != nil && p.Running() {
-			errs = append(errs, s.Stop())
-		}
-	}
+	stops.Wait()
+	errs = append(errs, ended...)
 	if w.DB != nil {
 		w.DB.Close()
 	}
