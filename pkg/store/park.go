@@ -22,7 +22,7 @@ RETURNING r.queue_id, r.recipient_no`
 const saveRoute = `INSERT INTO routes (domain, site, route, expires_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::timestamptz[])
 ON CONFLICT (domain, site) DO UPDATE SET route = excluded.route, expires_at = excluded.expires_at
-WHERE routes.expires_at < excluded.expires_at`
+WHERE routes.expires_at <= excluded.expires_at`
 
 // Park lays recipients aside by their site, with their route, until the home
 // of the site pulls them. Worker 0 parks recipients that nobody claimed;
