@@ -3,7 +3,6 @@ package delivery
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -34,16 +33,15 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 	o := outcomeOf(p, answer, v)
 	var delayNotice time.Duration
 	if o.Action == mail.Delayed {
-		now := time.Now()
 		values := a.shaping.For(p.Domain, a.site.name, a.job.request.Route.Hosts)
 		delayNotice = values.DelayNoticeAfter
 		switch {
 		case !o.Untried:
-			o.NextAttemptAt = values.RetrySchedule.NextAttempt(now, p.ExpiresAt, p.Tries, rand.Float64)
+			o.NextAttemptAt = values.RetrySchedule.NextAttempt(a.over, p.ExpiresAt, p.Tries, a.jitter)
 		case a.taking.Err() != nil || a.lease.left() <= 0:
-			o.NextAttemptAt = now // for whoever goes on
+			o.NextAttemptAt = a.over // for whoever goes on
 		default:
-			o.NextAttemptAt = now.Add(untriedPause)
+			o.NextAttemptAt = a.over.Add(untriedPause)
 		}
 	}
 	handedOn := a.conn != nil && a.conn.TakesDSN()
@@ -53,6 +51,7 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 
 // settleAll has every recipient of the job settled alike.
 func (a *attempt) settleAll(answer smtpclient.Answer, v verdict) {
+	a.over = time.Now()
 	outcomes := make([]mail.Outcome, len(a.job.request.Recipients))
 	for i, p := range a.job.request.Recipients {
 		outcomes[i] = a.outcome(p, answer, v)
@@ -66,7 +65,7 @@ func (a *attempt) settleOutcomes(outcomes []mail.Outcome) {
 		return
 	}
 	t := mail.Transaction{
-		StartedAt: a.began, Duration: time.Since(a.began), Site: a.site.name,
+		StartedAt: a.began, Duration: a.over.Sub(a.began), Site: a.site.name,
 		Host: a.target.host.Name, Remote: a.target.addr,
 	}
 	if a.conn != nil {

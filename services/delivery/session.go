@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -97,7 +98,7 @@ func (ss *session) next() *job {
 func (ss *session) serve(j *job) bool {
 	ctx, span := telemetry.Start(ss.ctx, ss.tracer, "delivery.attempt", &j.request.Message)
 	defer span.End()
-	a := &attempt{session: ss, job: j, span: span, began: time.Now()}
+	a := &attempt{session: ss, job: j, span: span, began: time.Now(), luck: rand.Float64()}
 	if span.IsRecording() {
 		span.SetAttributes(attribute.String("site", string(ss.site.name)), attribute.Int("recipients", len(j.request.Recipients)))
 	}
@@ -160,7 +161,11 @@ type attempt struct {
 	job   *job
 	span  trace.Span
 	began time.Time
+	over  time.Time // when its outcomes were known
+	luck  float64   // of the jitter: recipients that are delayed together come back together
 }
+
+func (a *attempt) jitter() float64 { return a.luck }
 
 // connect dials the addresses of the route until a host greets. If none does
 // the job is settled.
@@ -271,6 +276,7 @@ func (a *attempt) relay(ctx context.Context) {
 // verdict says so and the attempt may go on.
 func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	j := a.job
+	a.over = time.Now()
 	if !a.conn.Usable() {
 		j.sessions++
 	}
@@ -298,7 +304,15 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	} else {
 		a.site.trouble(a.target.addr, widest == scopeHost)
 	}
-	if len(settled) < len(j.request.Recipients) {
-		a.putBack(j.rest(settled))
+	if len(settled) == len(j.request.Recipients) {
+		return
 	}
+	rest := j.rest(settled)
+	if a.conn.Usable() {
+		// For this connection, which asks for its next job now.
+		rest.tried, rest.sessions = nil, 0
+		a.layAside(a.site.next(rest))
+		return
+	}
+	a.putBack(rest)
 }

@@ -117,9 +117,9 @@ func (s *site) add(jobs []*job, reserved int) (refused []*job) {
 	return nil
 }
 
-// again puts a job back at the head, to be tried at once. It returns the job
-// if the site has stopped.
-func (s *site) again(j *job) (refused []*job) {
+// next puts a job back at the head, for a session that is about to ask for
+// one. It returns the job if the site has stopped.
+func (s *site) next(j *job) (refused []*job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
@@ -127,8 +127,14 @@ func (s *site) again(j *job) (refused []*job) {
 	}
 	s.ready.again(j)
 	s.home.jobs.Add(1)
-	s.dispatch()
 	return nil
+}
+
+// again puts a job back at the head, to be tried at once.
+func (s *site) again(j *job) (refused []*job) {
+	refused = s.next(j)
+	s.kick()
+	return refused
 }
 
 // dispatch hands jobs to connections as far as the limits allow, and sees to

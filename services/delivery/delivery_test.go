@@ -1,0 +1,345 @@
+package delivery_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+func TestRelaysContentUnchanged(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	contents := [][]byte{
+		[]byte("Subject: dots\r\n\r\n.\r\n..\r\n.x\r\n"),
+		[]byte("Subject: 8 bit\r\n\r\n\xc3\xa9\xff\r\n"),
+		append([]byte("Subject: large\r\n\r\n"), bytes.Repeat([]byte("0123456789abcdef.\r\n"), 60000)...),
+	}
+	for _, c := range contents {
+		r.accept(1, message{domain: "example.test", content: c})
+	}
+	r.accept(1, message{domain: "example.test", recipients: 250})
+	r.start(r.config(""))
+	r.conduct()
+	r.settled(1)
+	r.ring()
+	a := r.drained(20 * time.Second)
+	if a.Relayed != 253 {
+		t.Errorf("accounts %+v, want 253 relayed", a)
+	}
+	hashes := map[[sha256.Size]byte]int{}
+	most := 0
+	for _, m := range mx.Messages() {
+		hashes[m.SHA256]++
+		most = max(most, len(m.Accepted()))
+	}
+	for i, c := range contents {
+		if n := hashes[sha256.Sum256(c)]; n != 1 {
+			t.Errorf("content %d arrived %d times unchanged, want once", i, n)
+		}
+	}
+	if most != 100 {
+		t.Errorf("a transaction had up to %d recipients, want 100 of 250", most)
+	}
+}
+
+func TestConnectionsAreReused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(200, message{domain: "example.test"})
+	r.start(r.config("[\"default\"]\nconnection_limit = 4\nmax_deliveries_per_connection = 20\nmax_message_rate = \"unlimited\""))
+	r.settled(1)
+	r.ring()
+	r.drained(20 * time.Second)
+	used := map[int]int{}
+	for _, m := range mx.Messages() {
+		used[m.Connection]++
+	}
+	for c, n := range used {
+		if n > 20 {
+			t.Errorf("connection %d served %d messages, want at most 20", c, n)
+		}
+	}
+	if len(used) > 14 {
+		t.Errorf("200 messages took %d connections, want about 10", len(used))
+	}
+	if mx.HighWater() > 4 {
+		t.Errorf("%d connections at once, want at most 4", mx.HighWater())
+	}
+}
+
+func TestTransientReplyIsTriedAgainBySchedule(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Rcpt, Times: 1, Each: smtptest.PerPath, Do: smtptest.Reply(450, "4.2.0 greylisted")},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	ids := r.accept(3, message{domain: "example.test", recipients: 2})
+	r.start(r.config(""))
+	r.conduct()
+	r.settled(1)
+	r.ring()
+	if a := r.drained(20 * time.Second); a.Relayed != 6 {
+		t.Errorf("accounts %+v, want 6 relayed", a)
+	}
+	for _, id := range ids {
+		s := r.show(id)
+		if len(s.Attempts) != 2 || s.Attempts[0].Action != "delayed" || s.Attempts[1].Action != "relayed" {
+			t.Errorf("%s: attempts %+v, want one delayed, one relayed", id, s.Attempts)
+			continue
+		}
+		if wait := s.Attempts[1].StartedAt.Sub(s.Attempts[0].StartedAt); wait < 800*time.Millisecond {
+			t.Errorf("%s: tried again after %v, the schedule says 1s", id, wait)
+		}
+	}
+}
+
+func TestPermanentReplyFailsItsRecipientOnly(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Rcpt, Match: "-2@", Do: smtptest.Reply(550, "5.1.1 no such user")},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	id := r.accept(1, message{domain: "example.test", recipients: 3})[0]
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	if a := r.drained(10 * time.Second); a.Relayed != 2 || a.Failed != 1 {
+		t.Errorf("accounts %+v, want 2 relayed and 1 failed", a)
+	}
+	s := r.show(id)
+	if s.Recipients[1].State != "failed" {
+		t.Errorf("recipients %+v, want the second failed", s.Recipients)
+	}
+	due, err := r.db.DueReports(t.Context(), 10)
+	if err != nil || len(due) != 1 || due[0] != id {
+		t.Errorf("reports due: %v, %v, want one for %s", due, err, id)
+	}
+}
+
+// RFC 5321 §4.5.3.1.10: the recipients beyond the host's bound go at once.
+func TestTooManyRecipientsGoInTheNextTransaction(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Rcpt, Skip: 10, Each: smtptest.PerTransaction, Do: smtptest.Reply(452, "4.5.3 too many recipients")},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(1, message{domain: "example.test", recipients: 35})
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	if a := r.drained(10 * time.Second); a.Relayed != 35 {
+		t.Errorf("accounts %+v, want 35 relayed", a)
+	}
+	if n := len(mx.Messages()); n != 4 {
+		t.Errorf("%d transactions, want 4", n)
+	}
+	if n := len(mx.Connections()); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestSecondHostTakesOverAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	second := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", closedPort(t), second.Addr())
+	ids := r.accept(20, message{domain: "example.test"})
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	r.drained(10 * time.Second)
+	for _, id := range ids {
+		s := r.show(id)
+		if len(s.Attempts) != 1 || s.Attempts[0].Host != "mx2.example.test" {
+			t.Errorf("%s: attempts %+v, want one, by the second host", id, s.Attempts)
+		}
+	}
+}
+
+func TestConnectionThatBreaksIsFollowedByTheNextHost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Data, Do: smtptest.Drop()}}})
+	second := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", first.Addr(), second.Addr())
+	id := r.accept(1, message{domain: "example.test"})[0]
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	r.drained(10 * time.Second)
+	if s := r.show(id); len(s.Attempts) != 1 || s.Attempts[0].Host != "mx2.example.test" {
+		t.Errorf("attempts %+v, want one, by the second host", s.Attempts)
+	}
+}
+
+func TestDeadSiteIsProbedAndItsBacklogWakes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	addr := closedPort(t)
+	r.route("example.test", "mx.example.test", addr)
+	r.accept(50, message{domain: "example.test"})
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	r.until("the backlog is parked", 10*time.Second, func() bool {
+		sites, err := r.db.QueueBySite(t.Context())
+		return err == nil && len(sites) == 1 && sites[0].Parked >= 40
+	})
+	mx := smtptest.Start(t, smtptest.Script{Address: addr.String()})
+	r.conduct()
+	if a := r.drained(20 * time.Second); a.Relayed != 50 {
+		t.Errorf("accounts %+v, want 50 relayed", a)
+	}
+	if n := mx.Count(); n != 50 {
+		t.Errorf("%d messages arrived, want 50", n)
+	}
+}
+
+func TestWhatDoesNotFitIsParkedAndPulled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(300, message{domain: "example.test"})
+	r.start(r.config("[\"default\"]\nmax_ready = 10\nmax_message_rate = \"unlimited\""))
+	r.settled(1)
+	r.ring()
+	if a := r.drained(20 * time.Second); a.Relayed != 300 {
+		t.Errorf("accounts %+v, want 300 relayed", a)
+	}
+	if n := mx.Count(); n != 300 {
+		t.Errorf("%d messages arrived, want 300", n)
+	}
+}
+
+func TestParkedMailFlowsWithoutTheBus(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(100, message{domain: "example.test"})
+	if _, err := r.db.Operate(t.Context(), store.Retry, store.Filter{Domain: "example.test"}, ""); err != nil {
+		t.Fatal(err)
+	}
+	requests, err := r.requests(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.db.Park(t.Context(), 0, requests); err != nil {
+		t.Fatal(err)
+	}
+	r.start(r.config(""))
+	r.drained(20 * time.Second)
+	if n := mx.Count(); n != 100 {
+		t.Errorf("%d messages arrived, want 100", n)
+	}
+}
+
+func TestSuspendedSiteWaits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{})
+	other := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.route("other.test", "mx.other.test", other.Addr())
+	r.start(r.config(""))
+	r.settled(1)
+	if _, err := r.db.SuspendSite(t.Context(), "mx.example.test", time.Hour, "test"); err != nil {
+		t.Fatal(err)
+	}
+	// The first mail shows when the suspension has arrived: it takes up to a
+	// look, so the mail for the other site is sent behind two of them.
+	looks := time.NewTimer(2500 * time.Millisecond)
+	<-looks.C
+	r.accept(5, message{domain: "example.test"})
+	r.accept(5, message{domain: "other.test"})
+	r.ring()
+	other.WaitMessages(t, 5, 10*time.Second)
+	if n := mx.Count(); n != 0 {
+		t.Fatalf("%d messages arrived at a suspended site", n)
+	}
+	if ok, err := r.db.ResumeSite(t.Context(), "mx.example.test"); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	mx.WaitMessages(t, 5, 5*time.Second)
+}
+
+func TestHeldMailIsNotSentThoughClaimed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	ids := r.accept(4, message{domain: "example.test"})
+	r.start(r.config("[\"default\"]\nmax_message_rate = \"1/s\"\nconnection_limit = 1"))
+	r.settled(1)
+	r.ring()
+	mx.WaitMessages(t, 1, 10*time.Second)
+	held, err := r.db.Operate(t.Context(), store.Hold, store.Filter{Domain: "example.test"}, "")
+	if err != nil || held < 2 {
+		t.Fatalf("%d held, %v", held, err)
+	}
+	more := time.NewTimer(2500 * time.Millisecond) // two more would have gone
+	<-more.C
+	if n := int64(mx.Count()); n+held != int64(len(ids)) {
+		t.Errorf("%d messages arrived and %d are held, want %d together", n, held, len(ids))
+	}
+}
+
+func TestLimitsOfASiteHoldOverDomains(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	for i := range 5 {
+		d := mail.Domain(fmt.Sprintf("d%d.test", i))
+		r.route(d, "mx.shared.test", mx.Addr())
+		r.accept(10, message{domain: d})
+	}
+	r.start(r.config("[\"default\"]\nmax_message_rate = \"20/s\"\n[\"d3.test\"]\nconnection_limit = 2"))
+	r.settled(1)
+	r.ring()
+	r.drained(20 * time.Second)
+	mustHold(t, mx, 10, 20)
+}
+
+// mustHold checks the judge's log: connections at once, and messages in any
+// second.
+func mustHold(t *testing.T, mx *smtptest.Server, connections, perSecond int) {
+	t.Helper()
+	if n := mx.HighWater(); n > connections {
+		t.Errorf("%d connections at once, limit %d", n, connections)
+	}
+	all := mx.Transactions()
+	var times []time.Time
+	for _, m := range all {
+		times = append(times, m.MailAt)
+	}
+	sortTimes(times)
+	for i := perSecond; i < len(times); i++ {
+		if gap := times[i].Sub(times[i-perSecond]); gap <= time.Second {
+			t.Errorf("%d messages within %v, limit %d/s", perSecond+1, gap, perSecond)
+			return
+		}
+	}
+}
+
+func describe(attempts []store.StoryAttempt) string {
+	var b strings.Builder
+	for _, a := range attempts {
+		fmt.Fprintf(&b, "%s %s %s; ", a.Action, a.Phase, a.Reply)
+	}
+	return b.String()
+}

@@ -1,0 +1,169 @@
+package delivery_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+func sortTimes(times []time.Time) { slices.SortFunc(times, time.Time.Compare) }
+
+func TestSlotsAreSharedFairlyAndMoveAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first := r.start(r.config(""))
+	r.settled(1)
+	r.start(r.config(""))
+	r.settled(2)
+	before := r.homes()
+	third := r.start(r.config(""))
+	r.settled(3)
+	for w, n := range r.homes() {
+		if n > 22 {
+			t.Errorf("worker %d has %d of 64 slots, want at most 22 (before: %v)", w, n, before)
+		}
+	}
+	third.stop()
+	r.settled(2)
+	first.stop()
+	r.settled(1)
+}
+
+func TestRequestForASlotThatMovedIsPassedOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.start(r.config(""))
+	r.start(r.config(""))
+	r.settled(2)
+	r.accept(20, message{domain: "example.test"})
+	if _, err := r.db.Operate(t.Context(), store.Retry, store.Filter{Domain: "example.test"}, ""); err != nil {
+		t.Fatal(err)
+	}
+	requests, err := r.requests(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	homes, err := r.db.SlotHomes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := homes[mail.Site("mx.example.test").Slot()].Worker
+	for w := range r.homes() {
+		if w != home {
+			if err := r.bus.PublishReady(t.Context(), w, requests); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mx.WaitMessages(t, 20, 5*time.Second)
+	r.drained(5 * time.Second)
+}
+
+func TestShutdownGivesBackAndFreesTheSlots(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Dot, Do: smtptest.Later(700*time.Millisecond, smtptest.Reply(250, "2.0.0 at last"))},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(50, message{domain: "example.test"})
+	p := r.start(r.config("[\"default\"]\nconnection_limit = 2"))
+	r.settled(1)
+	r.ring()
+	r.until("transactions are in progress", 5*time.Second, func() bool { return mx.Open() == 2 })
+	p.stop()
+	rows, err := r.db.Queue(t.Context(), store.Filter{}, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		if row.Place != "waiting" && row.Place != "parked" {
+			t.Errorf("%s is %s after the shutdown", row.ID, row.Place)
+		}
+		if row.LastStatus != "" {
+			t.Errorf("%s has status %s %s: it was cut off", row.ID, row.LastStatus, row.LastReply)
+		}
+	}
+	if n := len(r.homes()); n != 0 {
+		t.Errorf("%d workers still hold slots", n)
+	}
+	a, err := r.db.Accounting(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := int64(mx.Count()); a.Relayed != got || got == 0 {
+		t.Errorf("%d messages arrived, %d are relayed: want the same, and some", got, a.Relayed)
+	}
+	mx.SetRules()
+	r.start(r.config(""))
+	r.conduct()
+	r.drained(20 * time.Second)
+	if n := mx.Count(); n != 50 {
+		t.Errorf("%d messages arrived, want 50: each once", n)
+	}
+}
+
+// Promise 5 with the worst kind of neighbour: a worker that loses Postgres
+// and goes on until its lease ends, while the other takes over its sites.
+func TestLimitsHoldWhileAHomeIsCutOffAndReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true, Rules: []smtptest.Rule{
+		{At: smtptest.Dot, Do: smtptest.Later(100*time.Millisecond, smtptest.Reply(250, "2.0.0 taken"))},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	shape := "[\"default\"]\nconnection_limit = 3\nmax_message_rate = \"20/s\""
+	const total = 160
+	ids := r.accept(total, message{domain: "example.test"})
+	first := r.start(r.config(shape))
+	r.settled(1)
+	second := r.start(r.config(shape))
+	r.settled(2)
+	r.conduct()
+	r.ring()
+	mx.WaitMessages(t, 30, 20*time.Second)
+	homes, err := r.db.SlotHomes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	home, cutAt := homes[mail.Site("mx.example.test").Slot()].Worker, time.Now()
+	if home == 1 { // ids begin at 1 in a fresh database
+		first.cut()
+	} else {
+		second.cut()
+	}
+	r.until("the other worker holds all slots", 15*time.Second, func() bool {
+		n := r.homes()
+		return len(n) == 1 && n[home] == 0
+	})
+	t.Logf("taken over after %v", time.Since(cutAt))
+	r.start(r.config(shape))
+	r.drained(60 * time.Second)
+	mustHold(t, mx, 3, 20)
+
+	arrived := map[string]int{}
+	for _, m := range mx.Messages() {
+		for _, path := range m.Accepted() {
+			id, _, _ := strings.Cut(path, "-1@")
+			arrived[id]++
+		}
+	}
+	for _, id := range ids {
+		switch n := arrived[id.String()]; {
+		case n == 0:
+			t.Errorf("%s never arrived: %s", id, describe(r.show(id).Attempts))
+		case n > 1:
+			uncertain := slices.ContainsFunc(r.show(id).Attempts, func(a store.StoryAttempt) bool { return a.Uncertain })
+			if !uncertain {
+				t.Errorf("%s arrived %d times without a mark: %s", id, n, describe(r.show(id).Attempts))
+			}
+		}
+	}
+}
