@@ -41,8 +41,8 @@ const (
 	moveNextHost    move = "next host"    // the next address of the route
 )
 
-// circumstances are all that a verdict depends on. The zero values of the
-// last three are the right ones for a failed Dial, but for last.
+// circumstances are all that a verdict depends on. For a failed Dial reused
+// and accepted are false.
 type circumstances struct {
 	answer   smtpclient.Answer
 	tls      mail.TLSLevel
@@ -66,6 +66,11 @@ type verdict struct {
 // judge is the policy.
 func judge(c circumstances) verdict {
 	a := c.answer
+	if a.Uncertain {
+		// RFC 1047: the host may have the message. Nothing is tried at once;
+		// the pause gives a slow host time to find the duplicate by itself.
+		return delayed(a, scopeSession, moveSettle)
+	}
 	if v, ours := judgeOurs(a); ours {
 		return v
 	}
@@ -91,8 +96,6 @@ func judgeOurs(a smtpclient.Answer) (verdict, bool) {
 	}
 	err := a.Err
 	switch {
-	case a.Uncertain: // even if it was our own end: the dot has left
-		return verdict{}, false
 	case errors.Is(err, smtpclient.ErrTooBig):
 		return fail(3, 4) // RFC 1870 §6.1
 	case errors.Is(err, smtpclient.ErrNeedsSMTPUTF8):
@@ -143,10 +146,6 @@ func (c circumstances) tlsTrouble() verdict {
 func (c circumstances) transactionTrouble() verdict {
 	a := c.answer
 	switch {
-	case a.Uncertain:
-		// RFC 1047: the host may have the message. Nothing is tried at once;
-		// the pause gives a slow host time to find the duplicate by itself.
-		return delayed(a, scopeSession, moveSettle)
 	case a.Err != nil, a.Reply.Code == 421:
 		return c.sessionTrouble()
 	case a.Reply.Code/100 == 2 && a.Phase == mail.PhaseDot:

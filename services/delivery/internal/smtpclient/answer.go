@@ -54,6 +54,10 @@ var (
 	ErrClosed = errors.New("session has ended")
 )
 
+// PhaseReset is the phase of a Step, never of an Answer: the reply to the RSET
+// that the last transaction left to be sent.
+const PhaseReset mail.Phase = "rset"
+
 // Step tells an observer of one exchange as it ends: for spans and logs.
 type Step struct {
 	Phase mail.Phase

@@ -155,12 +155,14 @@ func (x *sending) envelope() bool {
 		}
 		x.MailSent = x.MailSent || next > commandMail
 		if err := x.flushCommands(x.timeouts.Block); err != nil {
-			phase, _ := x.step(first)
+			phase, _ := x.step(max(first, commandMail))
 			x.hungUp(phase, err)
 			return false
 		}
 		for i := first; i < next && !x.over; i++ {
-			if x.answer(i) {
+			if i == commandReset {
+				x.answerReset()
+			} else if x.answer(i) {
 				return true
 			}
 		}
@@ -200,7 +202,7 @@ func (x *sending) append(command int) {
 // step returns the phase of a command and how long its reply may take.
 func (x *sending) step(command int) (mail.Phase, time.Duration) {
 	switch {
-	case command <= commandMail:
+	case command == commandMail:
 		return mail.PhaseMail, x.timeouts.Mail
 	case command < commandRcpt+len(x.t.Recipients):
 		return mail.PhaseRcpt, x.timeouts.Rcpt
@@ -208,7 +210,21 @@ func (x *sending) step(command int) (mail.Phase, time.Duration) {
 	return mail.PhaseData, x.timeouts.Data
 }
 
-// answer reads the reply to a command. It reports whether the content is to
+// answerReset reads the reply to RSET. A refusal says nothing of the message
+// that is about to be sent, only that the session is of no use.
+func (x *sending) answerReset() {
+	reply, err := x.await(PhaseReset, x.timeouts.Mail)
+	switch {
+	case err != nil:
+		x.broke(mail.PhaseMail, err)
+	case reply.Code == 421:
+		x.end(Answer{Phase: mail.PhaseMail, Reply: reply})
+	case reply.Code/100 != 2:
+		x.end(Answer{Phase: mail.PhaseMail, Reply: reply, Err: ErrOutOfStep})
+	}
+}
+
+// answer reads the reply to a command from MAIL on. It reports whether the content is to
 // follow.
 func (x *sending) answer(command int) bool {
 	phase, timeout := x.step(command)
@@ -225,9 +241,6 @@ func (x *sending) answer(command int) bool {
 		// RFC 5321 §3.8: the host closes the connection, at any point.
 		x.end(Answer{Phase: phase, Reply: reply})
 	case class == 2 && phase == mail.PhaseData || class == 3 && phase != mail.PhaseData:
-		x.end(Answer{Phase: phase, Reply: reply, Err: ErrOutOfStep})
-	case command == commandReset && class != wantClass:
-		// It says nothing about the message that is about to be sent.
 		x.end(Answer{Phase: phase, Reply: reply, Err: ErrOutOfStep})
 	case phase == mail.PhaseMail && class != wantClass:
 		x.mailRefused = true

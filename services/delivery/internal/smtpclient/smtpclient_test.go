@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -362,10 +363,12 @@ func TestContextEndsEveryWait(t *testing.T) {
 }
 
 func TestObserve(t *testing.T) {
-	mx := smtptest.Start(t, smtptest.Script{})
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Data, Times: 1, Do: smtptest.Reply(451, "4.3.0 no")}}})
 	host, o := optionsFor(mx)
 	var seen []string
-	note := func(step Step) { seen = append(seen, string(step.Phase)) }
+	note := func(step Step) {
+		seen = append(seen, strings.TrimSuffix(fmt.Sprintf("%s %d", step.Phase, step.Reply.Code), " 0"))
+	}
 	o.Observe = note
 	s, failed := Dial(t.Context(), host, o)
 	if s == nil {
@@ -375,7 +378,9 @@ func TestObserve(t *testing.T) {
 	tx := message(hello, "a@b.example", "b@b.example")
 	tx.Observe = note
 	s.Send(t.Context(), tx)
-	if got := strings.Join(seen, " "); got != "connect banner ehlo mail rcpt rcpt data dot" {
+	s.Send(t.Context(), tx)
+	want := "connect, banner 220, ehlo 250, mail 250, rcpt 250, rcpt 250, data 451, rset 250, mail 250, rcpt 250, rcpt 250, data 354, dot 250"
+	if got := strings.Join(seen, ", "); got != want {
 		t.Errorf("steps %s", got)
 	}
 }
