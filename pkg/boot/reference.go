@@ -107,6 +107,7 @@ func (v Variable) shownDefault() string {
 type Section struct {
 	Name    string // of the service
 	Configs []any  // pointers to its structs
+	All     bool   // it reads what all others read: only what is its own is listed
 }
 
 // Reference returns the configuration reference as Markdown, and the text of
@@ -118,7 +119,9 @@ func Reference(sections []Section) (markdown, names string, err error) {
 	sections = append([]Section{{Name: "every process", Configs: []any{&ownConfig{}}}}, sections...)
 	for _, s := range sections {
 		for _, v := range sectionVariables(s, &err) {
-			readers[v.Name] = append(readers[v.Name], s.Name)
+			if !s.All {
+				readers[v.Name] = append(readers[v.Name], s.Name)
+			}
 		}
 	}
 	if err != nil {
@@ -132,7 +135,7 @@ func Reference(sections []Section) (markdown, names string, err error) {
 				continue
 			}
 			printed[v.Name] = true
-			b.WriteString(header + v.row(readers[v.Name][1:]))
+			b.WriteString(header + v.row(readers[v.Name]))
 			header = ""
 		}
 	}
@@ -160,13 +163,16 @@ func sectionVariables(s Section, err *error) []Variable {
 	return all
 }
 
-func (v Variable) row(others []string) string {
+func (v Variable) row(readers []string) string {
 	doc := strings.ReplaceAll(v.Doc, "|", `\|`)
+	if doc != "" {
+		doc = strings.ToUpper(doc[:1]) + strings.TrimSuffix(doc[1:], ".") + "."
+	}
 	if v.Secret {
 		doc += " Never shown in logs."
 	}
-	if len(others) > 0 {
-		doc += " Also read by: " + strings.Join(others, ", ") + "."
+	if len(readers) > 1 {
+		doc += " Also read by: " + strings.Join(readers[1:], ", ") + "."
 	}
 	value := "`" + v.Default + "`"
 	if v.Default == "" {

@@ -9,12 +9,12 @@ import (
 
 // Config says where NATS is and how the streams are kept.
 type Config struct {
-	URL         string `envconfig:"NATS_URL" desc:"NATS servers, separated by commas: nats://user:password@host:4222 or tls://..."`
-	Credentials string `envconfig:"NATS_CREDENTIALS" desc:"path of a NATS credentials file (JWT and key)"`
-	CA          string `envconfig:"NATS_CA" desc:"path of the PEM file with the authorities that sign the servers' certificates"`
-	Replicas    int    `envconfig:"NATS_REPLICAS" default:"1" desc:"copies of each stream, 1 to 5; 3 for a cluster of three nodes"`
-	Storage     string `envconfig:"NATS_STORAGE" default:"memory" desc:"where the streams are kept: memory or file"`
-	StreamBytes int64  `envconfig:"NATS_STREAM_BYTES" default:"134217728" desc:"bound of each stream in bytes; the oldest hints are dropped beyond it, and rung again when due"`
+	URL         string `envconfig:"NATS_URL" required:"true" desc:"NATS servers, separated by commas: nats://user:password@host:4222 or tls://..."`
+	Credentials string `envconfig:"NATS_CREDENTIALS" desc:"Path of a NATS credentials file (JWT and key)."`
+	CA          string `envconfig:"NATS_CA" desc:"Path of a PEM file with the authorities that sign the certificates of NATS. Empty: those of the system."`
+	Replicas    int    `envconfig:"NATS_REPLICAS" default:"1" desc:"Copies of each stream, 1 to 5; 3 for a cluster of three nodes."`
+	Storage     string `envconfig:"NATS_STORAGE" default:"memory" desc:"Where the streams are kept: memory or file. A lost hint is rung again, so memory is safe."`
+	StreamBytes int64  `envconfig:"NATS_STREAM_BYTES" default:"134217728" desc:"Bound of each stream in bytes. Beyond it the oldest hints are dropped, and rung again when due."`
 }
 
 // minStreamBytes holds a few frames: less would drop every second one.

@@ -26,7 +26,7 @@ var ErrNotFound = errors.New("no such message")
 // Config says which Postgres keeps the queue. MaxConns bounds each of the
 // three pools of a process.
 type Config struct {
-	URL      string `envconfig:"POSTGRES_URL" desc:"Postgres 15 or newer that keeps the queue, as a URL or key=value list. postrider dev starts one when empty. Secret: also from POSTRIDER_POSTGRES_URL_FILE." secret:"true"`
+	URL      string `envconfig:"POSTGRES_URL" required:"true" desc:"Postgres 15 or newer that keeps the queue, as a URL or key=value list." secret:"true"`
 	MaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"4" desc:"Connections per process and pool (a process has up to three pools: durable, relaxed, plain)."`
 }
 

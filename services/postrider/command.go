@@ -1,0 +1,132 @@
+package postrider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postrider/postrider/pkg/boot"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+// Main runs the command line and returns the exit code: 0, 1 for a failure, 2
+// for a wrong command line or configuration.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "postrider:", err)
+	var config *boot.ConfigError
+	var usage usageError
+	if errors.As(err, &config) || errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "postrider",
+		Short: "Outbound mail delivery on Postgres and NATS",
+		Long: `postrider keeps mail in Postgres and relays it at the pace that each
+destination accepts.
+
+The commands find the queue by POSTRIDER_POSTGRES_URL, or else the one of the
+"postrider dev" that runs with the same POSTRIDER_DATA_DIR (./.postrider).`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+	})
+	root.AddCommand(devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(), migrateCommand(), versionCommand())
+	root.AddCommand(operateCommands()...)
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), "postrider", boot.BuildVersion())
+			return err
+		},
+	}
+}
+
+func migrateCommand() *cobra.Command {
+	parent := &cobra.Command{Use: "migrate", Short: "Bring the schema up to date, or show where it stands"}
+	parent.AddCommand(&cobra.Command{
+		Use:   "up",
+		Short: "Apply the migrations that are missing, one process at a time",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			url, err := queueURL()
+			if err != nil {
+				return err
+			}
+			if err := store.Migrate(c.Context(), url); err != nil {
+				return err
+			}
+			return printMigrations(c.Context(), c.OutOrStdout(), url)
+		},
+	}, &cobra.Command{
+		Use:   "status",
+		Short: "List the migrations and when each was applied",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			url, err := queueURL()
+			if err != nil {
+				return err
+			}
+			return printMigrations(c.Context(), c.OutOrStdout(), url)
+		},
+	})
+	return parent
+}
+
+func printMigrations(ctx context.Context, w io.Writer, url string) error {
+	steps, err := store.Migrations(ctx, url)
+	if err != nil {
+		return err
+	}
+	t := newTable(w, "VERSION", "NAME", "APPLIED")
+	for _, s := range steps {
+		applied := "pending"
+		if !s.AppliedAt.IsZero() {
+			applied = clock(s.AppliedAt)
+		}
+		t.row(fmt.Sprint(s.Version), s.Name, applied)
+	}
+	return t.flush()
+}
+
+// withStore runs f with the queue that the environment, or the running
+// postrider dev, names.
+func withStore(ctx context.Context, f func(*store.Store) error) error {
+	url, err := queueURL()
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{URL: url, MaxConns: 2})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return f(db)
+}

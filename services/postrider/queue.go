@@ -1,0 +1,261 @@
+package postrider
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+// filterFlags are the flags that choose recipients.
+type filterFlags struct{ id, domain, from, site, tenant string }
+
+func (f *filterFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.id, "id", "", "queue id of the message")
+	c.Flags().StringVar(&f.domain, "domain", "", "domain of the forward-path")
+	c.Flags().StringVar(&f.from, "from", "", "reverse-path")
+	c.Flags().StringVar(&f.site, "site", "", "site, as in the queue")
+	c.Flags().StringVar(&f.tenant, "tenant", "", "tenant")
+}
+
+func (f *filterFlags) filter() (store.Filter, error) {
+	filter := store.Filter{Domain: f.domain, ReversePath: f.from, Site: f.site, Tenant: f.tenant}
+	if f.id == "" {
+		return filter, nil
+	}
+	id, err := mail.ParseQueueID(f.id)
+	if err != nil {
+		return filter, usageError{err}
+	}
+	filter.ID = id
+	return filter, nil
+}
+
+// queueLine is a recipient of the queue in JSON.
+type queueLine struct {
+	QueueID       string     `json:"queue_id"`
+	RecipientNo   int32      `json:"recipient_no"`
+	State         string     `json:"state"`
+	Place         string     `json:"place"`
+	ReversePath   string     `json:"reverse_path"`
+	ForwardPath   string     `json:"forward_path"`
+	Site          string     `json:"site,omitempty"`
+	Tries         int16      `json:"tries"`
+	AcceptedAt    *time.Time `json:"accepted_at"`
+	NextAttemptAt *time.Time `json:"next_attempt_at,omitempty"`
+	ExpiresAt     *time.Time `json:"expires_at"`
+	LastStatus    string     `json:"last_status,omitempty"`
+	LastReply     string     `json:"last_reply,omitempty"`
+	LastHost      string     `json:"last_host,omitempty"`
+}
+
+func queueCommand() *cobra.Command {
+	var flags filterFlags
+	var limit int
+	var format string
+	c := &cobra.Command{
+		Use:   "queue",
+		Short: "List the recipients that have no final state yet, oldest first",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			filter, err := flags.filter()
+			if err != nil {
+				return err
+			}
+			return withStore(c.Context(), func(db *store.Store) error {
+				rows, err := db.Queue(c.Context(), filter, limit)
+				if err != nil {
+					return err
+				}
+				lines := make([]queueLine, len(rows))
+				for i, r := range rows {
+					lines[i] = queueLine{
+						r.ID.String(), r.RecipientNo, r.State, r.Place, string(r.ReversePath), string(r.ForwardPath), r.Site, r.Tries,
+						moment(r.AcceptedAt), moment(r.NextAttemptAt), moment(r.ExpiresAt), r.LastStatus, r.LastReply, r.LastHost,
+					}
+				}
+				return printAs(format, c.OutOrStdout(), lines, func() error { return printQueue(c.OutOrStdout(), rows) })
+			})
+		},
+	}
+	flags.add(c)
+	outputFlag(c, &format)
+	c.Flags().IntVarP(&limit, "limit", "n", 100, "at most so many recipients")
+	return c
+}
+
+func printQueue(w io.Writer, rows []store.QueueRow) error {
+	t := newTable(w, "QUEUE ID", "NO", "AGE", "PLACE", "TRIES", "NEXT", "TO", "SITE", "LAST REPLY")
+	for _, r := range rows {
+		next := ""
+		if !r.NextAttemptAt.IsZero() {
+			next = "now"
+			if wait := time.Until(r.NextAttemptAt); wait > 0 {
+				next = "in " + span(wait)
+			}
+		}
+		t.row(r.ID.String(), fmt.Sprint(r.RecipientNo), span(time.Since(r.AcceptedAt)), r.Place, fmt.Sprint(r.Tries), next,
+			clean(string(r.ForwardPath)), clean(r.Site), clean(r.LastReply))
+	}
+	return t.flush()
+}
+
+// siteLine is a site in JSON.
+type siteLine struct {
+	Site             string     `json:"site"`
+	Recipients       int64      `json:"recipients"`
+	Waiting          int64      `json:"waiting"`
+	Parked           int64      `json:"parked"`
+	Claimed          int64      `json:"claimed"`
+	Held             int64      `json:"held"`
+	OldestAcceptedAt *time.Time `json:"oldest_accepted_at"`
+	SuspendedUntil   *time.Time `json:"suspended_until,omitempty"`
+	SuspendReason    string     `json:"suspend_reason,omitempty"`
+}
+
+func siteCommand() *cobra.Command {
+	parent := &cobra.Command{Use: "site", Short: "Show the queue by site; suspend and resume sites"}
+	var format string
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "Sum the queue by site, the fullest first",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withStore(c.Context(), func(db *store.Store) error {
+				rows, err := db.QueueBySite(c.Context())
+				if err != nil {
+					return err
+				}
+				lines := make([]siteLine, len(rows))
+				for i, r := range rows {
+					lines[i] = siteLine{r.Site, r.Recipients, r.Waiting, r.Parked, r.Claimed, r.Held,
+						moment(r.OldestAcceptedAt), moment(r.SuspendedUntil), r.SuspendReason}
+				}
+				return printAs(format, c.OutOrStdout(), lines, func() error { return printSites(c.OutOrStdout(), rows) })
+			})
+		},
+	}
+	outputFlag(list, &format)
+	var reason string
+	var wait time.Duration
+	suspend := &cobra.Command{
+		Use:   "suspend SITE",
+		Short: "Stop transactions with a site for a while; its mail stays queued",
+		Args:  exactly("SITE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withStore(c.Context(), func(db *store.Store) error {
+				n, err := db.SuspendSite(c.Context(), mail.Site(args[0]), wait, reason)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(c.OutOrStdout(), "suspended for %s; %d recipients wait\n", span(wait), n)
+				return err
+			})
+		},
+	}
+	suspend.Flags().DurationVar(&wait, "for", time.Hour, "how long")
+	suspend.Flags().StringVar(&reason, "reason", "", "why, for those who look later")
+	resume := &cobra.Command{
+		Use:   "resume SITE",
+		Short: "End a suspension early",
+		Args:  exactly("SITE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withStore(c.Context(), func(db *store.Store) error {
+				resumed, err := db.ResumeSite(c.Context(), mail.Site(args[0]))
+				if err != nil {
+					return err
+				}
+				if !resumed {
+					return fmt.Errorf("site %s is not suspended", args[0])
+				}
+				_, err = fmt.Fprintln(c.OutOrStdout(), "resumed")
+				return err
+			})
+		},
+	}
+	parent.AddCommand(list, suspend, resume)
+	return parent
+}
+
+func printSites(w io.Writer, rows []store.SiteRow) error {
+	t := newTable(w, "SITE", "RECIPIENTS", "WAITING", "PARKED", "CLAIMED", "HELD", "OLDEST", "SUSPENDED")
+	for _, r := range rows {
+		suspended := ""
+		if !r.SuspendedUntil.IsZero() {
+			suspended = "for " + span(time.Until(r.SuspendedUntil)) + " " + clean(r.SuspendReason)
+		}
+		site := r.Site
+		if site == "" {
+			site = "(no route yet)"
+		}
+		t.row(clean(site), fmt.Sprint(r.Recipients), fmt.Sprint(r.Waiting), fmt.Sprint(r.Parked), fmt.Sprint(r.Claimed), fmt.Sprint(r.Held),
+			span(time.Since(r.OldestAcceptedAt)), suspended)
+	}
+	return t.flush()
+}
+
+// operateCommands are the actions on the queue. Each changes all recipients
+// that meet every filter and are in no transaction at this moment.
+func operateCommands() []*cobra.Command {
+	var all []*cobra.Command
+	for _, op := range []struct {
+		op    store.Operation
+		short string
+		said  string
+	}{
+		{store.Hold, "Keep recipients from being tried until released", "held"},
+		{store.Release, "End a hold", "released"},
+		{store.Retry, "Try recipients now, with a fresh route", "due now"},
+		{store.Fail, "End recipients as failed; their senders get a DSN", "failed"},
+		{store.Cancel, "End recipients without a word to their senders", "cancelled"},
+	} {
+		var flags filterFlags
+		var reason string
+		c := &cobra.Command{
+			Use:   string(op.op) + " [QUEUE-ID]",
+			Short: op.short,
+			Args:  cobra.MaximumNArgs(1),
+			RunE: func(c *cobra.Command, args []string) error {
+				if len(args) == 1 {
+					if flags.id != "" {
+						return usageError{errors.New("give the queue id once")}
+					}
+					flags.id = args[0]
+				}
+				filter, err := flags.filter()
+				if err != nil {
+					return err
+				}
+				return withStore(c.Context(), func(db *store.Store) error {
+					n, err := db.Operate(c.Context(), op.op, filter, reason)
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(c.OutOrStdout(), "%d recipients %s\n", n, op.said)
+					return err
+				})
+			},
+		}
+		flags.add(c)
+		if op.op == store.Fail || op.op == store.Cancel {
+			c.Flags().StringVar(&reason, "reason", "ended by an operator", "what history, and the DSN, say")
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// exactly wants the named arguments.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%s wants %d arguments: %v", c.CommandPath(), len(names), names)}
+		}
+		return nil
+	}
+}
