@@ -124,6 +124,12 @@ func (s *fakeStore) submissions() []*mail.Submission {
 	return append([]*mail.Submission(nil), s.kept...)
 }
 
+func (s *fakeStore) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = nil
+}
+
 // silentBus takes hints that nobody looks at.
 type silentBus struct{}
 
