@@ -115,18 +115,22 @@ func (s *Session) open(ctx context.Context, o Options) Answer {
 }
 
 // sayHello says EHLO, and HELO to a host that does not know it: RFC 5321
-// §3.2. A 5yz to EHLO can mean anything, so HELO has the last word.
+// §3.2. A 5yz to EHLO can mean anything, so HELO has the last word, unless
+// the host has hung up on EHLO: then that reply is the reason.
 func (s *Session) sayHello(ctx context.Context, name string) Answer {
 	s.offers = offers{}
 	reply, err := s.ask(mail.PhaseHello, s.timeouts.Hello, "EHLO "+name)
-	if err == nil && reply.Permanent() {
-		reply, err = s.ask(mail.PhaseHello, s.timeouts.Hello, "HELO "+name)
-		reply.Lines = reply.Lines[:min(1, len(reply.Lines))] // offers nothing
+	extended := err == nil && !reply.Permanent()
+	if err == nil && !extended && !s.over {
+		second, helloErr := s.ask(mail.PhaseHello, s.timeouts.Hello, "HELO "+name)
+		if helloErr == nil || ctx.Err() != nil {
+			reply, err = second, helloErr
+		}
 	}
 	if err != nil || reply.Code/100 != 2 {
 		return refused(mail.PhaseHello, reply, fault(ctx, err))
 	}
-	if len(reply.Lines) > 1 {
+	if extended && len(reply.Lines) > 1 {
 		s.offers = parseOffers(reply.Lines[1:])
 	}
 	return Answer{}

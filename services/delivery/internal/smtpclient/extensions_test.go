@@ -26,6 +26,19 @@ func TestHelloFallsBack(t *testing.T) {
 	}
 }
 
+// TestHangsUpOnHello: the reason is the reply to EHLO, not the connection that
+// is gone when HELO is tried.
+func TestHangsUpOnHello(t *testing.T) {
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Hello, Do: smtptest.Then(smtptest.Reply(550, "5.7.1 you are", "5.7.1 on a list"), smtptest.Drop())},
+	}})
+	host, o := optionsFor(mx)
+	s, a := Dial(t.Context(), host, o)
+	if s != nil || a.Phase != mail.PhaseHello || a.Err != nil || a.Reply.Code != 550 || a.Reply.String() != "550 5.7.1 you are on a list" {
+		t.Errorf("answer %+v", a)
+	}
+}
+
 func TestParseOffers(t *testing.T) {
 	tests := []struct {
 		lines []string
