@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -334,12 +333,4 @@ func mustHold(t *testing.T, mx *smtptest.Server, connections, perSecond int) {
 			return
 		}
 	}
-}
-
-func describe(attempts []store.StoryAttempt) string {
-	var b strings.Builder
-	for _, a := range attempts {
-		fmt.Fprintf(&b, "%s %s %s; ", a.Action, a.Phase, a.Reply)
-	}
-	return b.String()
 }

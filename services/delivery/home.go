@@ -50,7 +50,7 @@ func (l *lease) extend(until time.Time) {
 func (l *lease) left() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Until(l.until) - leaseMargin
+	return time.Until(l.until.Add(-leaseMargin))
 }
 
 // tenure is the part that a slot has in the life of this worker.

@@ -2,7 +2,6 @@ package delivery_test
 
 import (
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -147,23 +146,5 @@ func TestLimitsHoldWhileAHomeIsCutOffAndReplaced(t *testing.T) {
 	r.start(r.config(shape))
 	r.drained(60 * time.Second)
 	mustHold(t, mx, 3, 20)
-
-	arrived := map[string]int{}
-	for _, m := range mx.Messages() {
-		for _, path := range m.Accepted() {
-			id, _, _ := strings.Cut(path, "-1@")
-			arrived[id]++
-		}
-	}
-	for _, id := range ids {
-		switch n := arrived[id.String()]; {
-		case n == 0:
-			t.Errorf("%s never arrived: %s", id, describe(r.show(id).Attempts))
-		case n > 1:
-			uncertain := slices.ContainsFunc(r.show(id).Attempts, func(a store.StoryAttempt) bool { return a.Uncertain })
-			if !uncertain {
-				t.Errorf("%s arrived %d times without a mark: %s", id, n, describe(r.show(id).Attempts))
-			}
-		}
-	}
+	r.mustArrive(mx, ids)
 }

@@ -26,8 +26,9 @@ type target struct {
 type failures map[netip.AddrPort]failure
 
 type failure struct {
-	until time.Time
-	pause time.Duration
+	until   time.Time
+	pause   time.Duration
+	probing bool // one connection finds out whether the address is back
 }
 
 // order returns the targets of a route in the order to be tried: by
@@ -46,7 +47,7 @@ func (f failures) order(route *mail.Route, now time.Time) []target {
 			case now.Before(failed.until):
 				bad = append(bad, t)
 			default:
-				f[t.addr] = failure{now.Add(failed.pause), failed.pause}
+				f[t.addr] = failure{now.Add(failed.pause), failed.pause, true}
 				good = append(good, t)
 			}
 		}
@@ -56,13 +57,13 @@ func (f failures) order(route *mail.Route, now time.Time) []target {
 
 func (f failures) failed(addr netip.AddrPort, now time.Time) {
 	pause := firstPause
-	if old, ok := f[addr]; ok {
+	switch old, again := f[addr]; {
+	case again && (old.probing || !now.Before(old.until)):
 		pause = min(2*old.pause, maxPause)
-		if now.Before(old.until) {
-			pause = old.pause // one of several at once: one failure
-		}
+	case again: // one of several at once: one failure
+		pause = old.pause
 	}
-	f[addr] = failure{now.Add(pause), pause}
+	f[addr] = failure{now.Add(pause), pause, false}
 }
 
 func (f failures) succeeded(addr netip.AddrPort) { delete(f, addr) }

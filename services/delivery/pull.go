@@ -82,20 +82,21 @@ func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
 		return nil
 	}
 	slog.Warn("pull failed", "worker_id", w.id, "site", o.site.name, "error", err)
-	if notSent(err) {
+	if didNothing(err) {
 		sleep(ctx, firstStorePause)
 		return nil
 	}
 	return errUnknownClaims
 }
 
-// notSent reports whether a step cannot have reached Postgres, because there
-// was no connection to it. After any other error its commit may have
-// happened, and what a pull has claimed then is known to nobody here: the
-// worker must end its life, which gives back all its claims.
-func notSent(err error) bool {
-	var refused *net.OpError
-	return errors.As(err, &refused) && refused.Op == "dial"
+// didNothing reports whether a step has surely not been committed: there was
+// no connection, or Postgres itself said that it failed. After any other
+// error it may have been, and what a pull has claimed then is known to nobody
+// here: the worker must end its life, which gives back all its claims.
+func didNothing(err error) bool {
+	var network *net.OpError
+	var said interface{ SQLState() string }
+	return errors.As(err, &said) || errors.As(err, &network) && network.Op == "dial"
 }
 
 // pulled says whether more of the site may be parked.

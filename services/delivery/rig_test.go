@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -46,7 +48,12 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, url: storetest.New(t), nc: bustest.Start(t).URL(), routes: map[mail.Domain]*mail.Route{}}
+	return newRigOn(t, storetest.New(t))
+}
+
+func newRigOn(t *testing.T, url string) *rig {
+	t.Helper()
+	r := &rig{t: t, url: url, nc: bustest.Start(t).URL(), routes: map[mail.Domain]*mail.Route{}}
 	r.db, r.bus = r.connect()
 	return r
 }
@@ -349,4 +356,39 @@ func closedPort(t *testing.T) netip.AddrPort {
 	}
 	s.Close()
 	return s.Addr()
+}
+
+// mustArrive checks that each message, of one recipient, arrived: once, or
+// more often with a mark that this may have happened.
+func (r *rig) mustArrive(mx *smtptest.Server, ids []mail.QueueID) {
+	r.t.Helper()
+	arrived := map[string]int{}
+	for _, m := range mx.Messages() {
+		for _, path := range m.Accepted() {
+			id, _, _ := strings.Cut(path, "-1@")
+			arrived[id]++
+		}
+	}
+	twice := 0
+	for _, id := range ids {
+		switch n := arrived[id.String()]; {
+		case n == 0:
+			r.t.Errorf("%s never arrived: %s", id, describe(r.show(id).Attempts))
+		case n > 1:
+			twice++
+			uncertain := slices.ContainsFunc(r.show(id).Attempts, func(a store.StoryAttempt) bool { return a.Uncertain })
+			if !uncertain {
+				r.t.Errorf("%s arrived %d times without a mark: %s", id, n, describe(r.show(id).Attempts))
+			}
+		}
+	}
+	r.t.Logf("%d messages, %d of them more than once", len(ids), twice)
+}
+
+func describe(attempts []store.StoryAttempt) string {
+	var b strings.Builder
+	for _, a := range attempts {
+		fmt.Fprintf(&b, "%s %s %s; ", a.Action, a.Phase, a.Reply)
+	}
+	return b.String()
 }

@@ -1,0 +1,132 @@
+package delivery
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"pgregory.net/rapid"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+func TestSharesAreFairAndComplete(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		live := rapid.SliceOfNDistinct(rapid.Map(rapid.Int32Range(1, 1000), func(n int32) mail.WorkerID { return mail.WorkerID(n) }),
+			1, 100, rapid.ID[mail.WorkerID]).Draw(t, "live")
+		slices.Sort(live)
+		sum := 0
+		for _, id := range live {
+			n := share(live, id)
+			if n < mail.Slots/len(live) || n > mail.Slots/len(live)+1 {
+				t.Fatalf("worker %d of %d has %d slots", id, len(live), n)
+			}
+			sum += n
+		}
+		if sum != mail.Slots {
+			t.Fatalf("the shares sum to %d, want %d", sum, mail.Slots)
+		}
+		if share(live, 2000) != 0 {
+			t.Fatal("a worker that is not live has a share")
+		}
+	})
+}
+
+func TestBatcherTreatsWhatComesMeanwhileTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var batches [][]int
+		b := newBatcher(10, 0, func(batch []int) {
+			batches = append(batches, slices.Clone(batch))
+			<-time.After(time.Second)
+		})
+		var g errgroup.Group
+		g.Go(b.run)
+		b.in <- 0
+		synctest.Wait()
+		for i := 1; i <= 15; i++ {
+			b.in <- i
+		}
+		b.stop()
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if len(batches) != 3 || len(batches[0]) != 1 || len(batches[1]) != 10 || len(batches[2]) != 5 {
+			t.Errorf("batches %v, want 1, then 10, then 5", batches)
+		}
+		if got := slices.Concat(batches...); !slices.IsSorted(got) || len(got) != 16 {
+			t.Errorf("got %v, want 0 to 15 in order", got)
+		}
+	})
+}
+
+func TestBatcherLingersOnlySoLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var sizes []int
+		var at []time.Duration
+		b := newBatcher(3, 5*time.Millisecond, func(batch []int) {
+			sizes = append(sizes, len(batch))
+			at = append(at, time.Since(began))
+		})
+		var g errgroup.Group
+		g.Go(b.run)
+		b.in <- 1
+		<-time.After(2 * time.Millisecond)
+		b.in <- 2
+		<-time.After(10 * time.Millisecond)
+		for i := range 3 { // a full batch does not wait
+			b.in <- i
+		}
+		b.stop()
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(sizes, []int{2, 3}) || at[0] != 5*time.Millisecond || at[1] != 12*time.Millisecond {
+			t.Errorf("batches of %v at %v, want 2 at 5ms and 3 at 12ms", sizes, at)
+		}
+	})
+}
+
+func TestLeaseEndsBeforeItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l lease
+		if l.left() > 0 {
+			t.Error("a worker without a lease may open transactions")
+		}
+		l.extend(time.Now().Add(5 * time.Second))
+		<-time.After(5*time.Second - leaseMargin - time.Millisecond)
+		if l.left() <= 0 {
+			t.Error("the lease is over too early")
+		}
+		<-time.After(time.Millisecond)
+		if l.left() > 0 {
+			t.Error("transactions may be opened within the margin")
+		}
+	})
+}
+
+func TestSplit(t *testing.T) {
+	r := &mail.DeliveryRequest{Recipients: make([]mail.Pending, 250)}
+	for i := range r.Recipients {
+		r.Recipients[i].No = int32(i)
+	}
+	jobs := split(r, 100)
+	var seen []int32
+	for _, j := range jobs {
+		for _, p := range j.request.Recipients {
+			seen = append(seen, p.No)
+		}
+	}
+	if len(jobs) != 3 || len(seen) != 250 || !slices.IsSorted(seen) {
+		t.Errorf("%d jobs with %d recipients, want 3 with 250 in order", len(jobs), len(seen))
+	}
+	rest := jobs[2].rest(map[int32]bool{200: true, 249: true})
+	if n := len(rest.request.Recipients); n != 48 || len(jobs[2].request.Recipients) != 50 {
+		t.Errorf("%d recipients are left of 50 without 2, and %d in the job itself", n, len(jobs[2].request.Recipients))
+	}
+	if len(split(&mail.DeliveryRequest{}, 100)) != 0 {
+		t.Error("a request without recipients makes a job")
+	}
+}

@@ -1,0 +1,45 @@
+package delivery_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/devpg"
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/pkg/storetest"
+)
+
+// Postgres goes away in the middle of everything and comes back: nothing is
+// lost, and what arrives twice is marked.
+func TestPostgresRestartsUnderLoad(t *testing.T) {
+	t.Parallel()
+	server := storetest.NewServer(t, devpg.Options{})
+	r := newRigOn(t, server.URL())
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	const total = 600
+	ids := r.accept(total, message{domain: "example.test"})
+	shape := "[\"default\"]\nmax_ready = 50\nmax_message_rate = \"100/s\"\nmax_connection_rate = \"unlimited\""
+	r.start(r.config(shape))
+	r.start(r.config(shape))
+	r.settled(2)
+	r.ring()
+	for n := range 3 {
+		mx.WaitMessages(t, 50+100*n, 30*time.Second)
+		halt := server.Halt
+		if n == 1 {
+			halt = server.Kill
+		}
+		if err := halt(); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.conduct()
+	if a := r.drained(60 * time.Second); a.Relayed != total {
+		t.Errorf("accounts %+v, want %d relayed", a, total)
+	}
+	r.mustArrive(mx, ids)
+}
