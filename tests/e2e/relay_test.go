@@ -18,23 +18,25 @@ func TestNeverAnOpenRelay(t *testing.T) {
 	w.MX(t, "relay.test", "10 mx.relay.test")
 	const outside = "127.255.7.9" // in neither of the world's relay networks
 	for c := range 2 {
-		s, err := submit.Dial(t.Context(), w.SMTP(c), outside)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
 		for _, hello := range []string{"EHLO", "HELO"} {
 			for _, from := range []string{"", "sender@sender.test", "me@relay.test", "me@mta.postrider.test"} {
+				s, err := submit.Dial(t.Context(), w.SMTP(c), outside)
+				if err != nil {
+					t.Fatal(err)
+				}
 				for _, to := range []string{
 					"a@relay.test", "a@nxdomain.test", "a@mta.postrider.test", "a@localhost", "a@[127.0.0.1]",
 					"a%relay.test@mta.postrider.test", `"a@relay.test"@mta.postrider.test`, "@mta.postrider.test:a@relay.test", "a@xn--bcher-kva.test",
 				} {
 					refused(t, s, hello, from, to)
 				}
+				if reply, err := s.Command("DATA"); err != nil || reply.Code/100 != 5 {
+					t.Errorf("DATA without a recipient: %s, %v, want 5yz", reply, err)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
 			}
-		}
-		if reply, err := s.Command("DATA"); err != nil || reply.Code/100 != 5 {
-			t.Errorf("DATA without a recipient: %s, %v, want 5yz", reply, err)
 		}
 	}
 	var queued int
@@ -85,7 +87,7 @@ func TestSmuggling(t *testing.T) {
 			}
 		}
 		inner := "MAIL FROM:<forged@sender.test>\r\nRCPT TO:<inner@smuggle.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nforged\r\n.\r\n"
-		reply, err := s.Raw([]byte(string(content("outer")) + "text" + end + inner))
+		reply, err := s.Raw([]byte("Subject: outer\r\n\r\ntext" + end + inner))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +149,7 @@ func TestQueueCommand(t *testing.T) {
 	}
 	// Leave nothing behind that is tried for days.
 	var failed int64
-	if err := w.DB.QueryRow(t.Context(), `SELECT postrider.cancel(queue_id => $1)`, id).Scan(&failed); err != nil {
+	if err := w.DB.QueryRow(t.Context(), `SELECT postrider.cancel(reason => 'the test is over', queue_id => $1::uuid)`, id).Scan(&failed); err != nil {
 		t.Fatal(fmt.Errorf("cancel: %w", err))
 	}
 	waitState(t, w, id, "cancelled")
