@@ -3,7 +3,6 @@ package bounce
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -468,9 +467,10 @@ func TestPostgresRestarts(t *testing.T) {
 		w.settle(t, sub, mail.Failed)
 	}
 	w.hint(t, subs...)
-	if err := errors.Join(pg.Kill(), pg.Restart(t.Context())); err != nil {
+	if err := pg.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "Postgres starts after a crash", func() bool { return pg.Restart(t.Context()) == nil })
 	eventually(t, "Postgres is back", func() bool { return w.db.Ping(t.Context()) == nil })
 	for _, sub := range subs {
 		w.waitReports(t, sub, 1)
