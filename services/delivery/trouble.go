@@ -38,7 +38,7 @@ const (
 	moveSameSession move = "same session" // another transaction at once, for those left over
 	moveNewSession  move = "new session"  // connect again to the same address
 	movePlaintext   move = "plaintext"    // connect again to the same address without TLS
-	moveNextHost    move = "next host"    // the next address of the route
+	moveNextHost    move = "next host"    // the next address of the route; a session that is still open is closed
 )
 
 // circumstances are all that a verdict depends on. For a failed Dial reused
@@ -161,12 +161,15 @@ func (c circumstances) transactionTrouble() verdict {
 		return v
 	case a.Reply.Permanent():
 		return verdict{action: mail.Failed, status: statusOf(a, 5), scope: c.width(), move: moveSettle}
-	case a.Reply.Transient() && statusOf(a, 4).Subject == 3 && !c.last:
+	case a.Reply.Transient() && a.Phase != mail.PhaseRcpt && statusOf(a, 4).Subject == 3:
 		// RFC 3463 §3.4: X.3.X speaks of the host itself, such as a full
 		// disk; another host may have room. Any other 4yz is about the
 		// message or its sender, and to press it on the next host is what
 		// greylisting and providers punish.
-		return delayed(a, c.width(), moveNextHost)
+		if c.last || c.reused {
+			return delayed(a, scopeHost, moveSettle)
+		}
+		return delayed(a, scopeHost, moveNextHost)
 	}
 	return delayed(a, c.width(), moveSettle)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -80,8 +81,9 @@ func TestJudge(t *testing.T) {
 		{"530 MAIL", circumstances{answer: said(mail.PhaseMail, "530 must issue STARTTLS")}, mail.Failed, "5.7.0", scopeTransaction, moveSettle}, // RFC 3207 §4
 		{"450 MAIL", circumstances{answer: said(mail.PhaseMail, "450 4.7.1 greylisted")}, mail.Delayed, "4.7.1", scopeTransaction, moveSettle},
 		{"451 MAIL", circumstances{answer: said(mail.PhaseMail, "451 try later")}, mail.Delayed, "4.0.0", scopeTransaction, moveSettle},
-		{"452 MAIL, disk full", circumstances{answer: said(mail.PhaseMail, "452 disk full")}, mail.Delayed, "4.3.1", scopeTransaction, moveNextHost},
-		{"452 MAIL, disk full, last", circumstances{answer: said(mail.PhaseMail, "452 4.3.1 disk full"), last: true}, mail.Delayed, "4.3.1", scopeTransaction, moveSettle},
+		{"452 MAIL, disk full", circumstances{answer: said(mail.PhaseMail, "452 disk full")}, mail.Delayed, "4.3.1", scopeHost, moveNextHost},
+		{"452 MAIL, disk full, last", circumstances{answer: said(mail.PhaseMail, "452 4.3.1 disk full"), last: true}, mail.Delayed, "4.3.1", scopeHost, moveSettle},
+		{"452 MAIL, disk full, reused", circumstances{answer: said(mail.PhaseMail, "452 4.3.1 disk full"), reused: true}, mail.Delayed, "4.3.1", scopeHost, moveSettle},
 		{"455 MAIL", circumstances{answer: said(mail.PhaseMail, "455 parameter")}, mail.Delayed, "4.5.4", scopeTransaction, moveSettle},
 
 		// RFC 5321 §3.8: 421 is about the connection.
@@ -105,7 +107,7 @@ func TestJudge(t *testing.T) {
 		{"556 RCPT", circumstances{answer: said(mail.PhaseRcpt, "556 no mail")}, mail.Failed, "5.1.10", scopeRecipient, moveSettle}, // RFC 7504 §4
 		{"450 RCPT", circumstances{answer: said(mail.PhaseRcpt, "450 busy")}, mail.Delayed, "4.2.0", scopeRecipient, moveSettle},
 		{"451 RCPT", circumstances{answer: said(mail.PhaseRcpt, "451 4.7.1 greylisted"), accepted: true}, mail.Delayed, "4.7.1", scopeRecipient, moveSettle},
-		{"451 RCPT, look-up failed", circumstances{answer: said(mail.PhaseRcpt, "451 4.3.0 temporary lookup failure")}, mail.Delayed, "4.3.0", scopeRecipient, moveNextHost},
+		{"451 RCPT, look-up failed", circumstances{answer: said(mail.PhaseRcpt, "451 4.3.0 temporary lookup failure")}, mail.Delayed, "4.3.0", scopeRecipient, moveSettle},
 		{"552 RCPT, mailbox full", circumstances{answer: said(mail.PhaseRcpt, "552 mailbox full"), accepted: true}, mail.Failed, "5.2.2", scopeRecipient, moveSettle},
 		{"452 RCPT, mailbox full", circumstances{answer: said(mail.PhaseRcpt, "452 4.2.2 mailbox full"), accepted: true}, mail.Delayed, "4.2.2", scopeRecipient, moveSettle},
 		// RFC 5321 §4.5.3.1.10: too many recipients, in all its forms.
@@ -125,7 +127,7 @@ func TestJudge(t *testing.T) {
 		{"554 dot", circumstances{answer: said(mail.PhaseDot, "554 5.7.1 spam")}, mail.Failed, "5.7.1", scopeTransaction, moveSettle},
 		{"bare 554 dot", circumstances{answer: said(mail.PhaseDot, "554 spam")}, mail.Failed, "5.0.0", scopeTransaction, moveSettle},
 		{"451 dot", circumstances{answer: said(mail.PhaseDot, "451 4.7.0 rate")}, mail.Delayed, "4.7.0", scopeTransaction, moveSettle},
-		{"452 dot", circumstances{answer: said(mail.PhaseDot, "452 disk full")}, mail.Delayed, "4.3.1", scopeTransaction, moveNextHost},
+		{"452 dot", circumstances{answer: said(mail.PhaseDot, "452 disk full")}, mail.Delayed, "4.3.1", scopeHost, moveNextHost},
 		// RFC 1047: never at once to anybody.
 		{"no reply to the dot", circumstances{answer: uncertain(io.EOF)}, mail.Delayed, "4.4.2", scopeSession, moveSettle},
 		{"garbage to the dot, reused", circumstances{answer: uncertain(smtp.ErrReply), reused: true}, mail.Delayed, "4.5.0", scopeSession, moveSettle},
@@ -227,6 +229,10 @@ func TestJudgeIsTotal(t *testing.T) {
 			}
 			if v.move == movePlaintext && c.tls != mail.TLSMay {
 				t.Fatalf("downgrade: %s", name)
+			}
+			answered := a.Err == nil && a.Reply.Code != 421 && a.Reply.Code != 0 && slices.Contains([]mail.Phase{mail.PhaseMail, mail.PhaseRcpt, mail.PhaseData, mail.PhaseBody, mail.PhaseDot}, a.Phase)
+			if answered && v.move == moveNextHost && (c.reused || v.scope != scopeHost) {
+				t.Fatalf("the session is open, and the host not named: %s", name)
 			}
 			if v.move == moveNewSession && !c.reused || v.move == moveSameSession && !c.accepted {
 				t.Fatalf("could go on for ever: %s", name)
