@@ -56,11 +56,36 @@ var errPrinted = errors.New("printed")
 // the first SIGINT or SIGTERM: run then takes no more work, finishes what it
 // holds and returns nil. A second signal exits at once.
 func Main(name string, run func(ctx context.Context, p *Process) error) {
-	os.Exit(Execute(name, os.Args[1:], run))
+	p := newProcess(name)
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(p.stderr)
+	flags.BoolVar(&p.print, "h", false, "print the environment variables that "+name+" reads")
+	version := flags.Bool("version", false, "print the version")
+	if err := flags.Parse(os.Args[1:]); err != nil || flags.NArg() > 0 {
+		fmt.Fprintf(p.stderr, "%s takes no arguments; its configuration is in the environment: %s -h\n", name, name)
+		os.Exit(exitConfig)
+	}
+	if *version {
+		fmt.Println(name, BuildVersion())
+		os.Exit(exitOK)
+	}
+	os.Exit(p.exitCode(p.run(run)))
 }
 
-// Execute is Main without the exit: it returns the exit code.
-func Execute(name string, args []string, run func(ctx context.Context, p *Process) error) int {
+// Run is Main for a program with a command line of its own, which prints the
+// error and exits.
+func Run(name string, run func(ctx context.Context, p *Process) error) error {
+	return newProcess(name).run(run)
+}
+
+func newProcess(name string) *Process {
+	p := &Process{name: name, stderr: os.Stderr, lookup: os.LookupEnv, sampling: 0.01, http: &health{}}
+	slog.SetDefault(slog.New(telemetry.NewLogHandler(p.stderr, &p.level)).With("service", name))
+	return p
+}
+
+// run calls f once, between the first line of the log and the last span.
+func (p *Process) run(f func(ctx context.Context, p *Process) error) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	signals := make(chan os.Signal, 2)
@@ -78,32 +103,12 @@ func Execute(name string, args []string, run func(ctx context.Context, p *Proces
 			os.Exit(128 + int(s))
 		}
 	}()
-	return start(ctx, name, args, run)
-}
-
-func newProcess(name string) *Process {
-	p := &Process{name: name, stderr: os.Stderr, lookup: os.LookupEnv, sampling: 0.01, http: &health{}}
-	slog.SetDefault(slog.New(telemetry.NewLogHandler(p.stderr, &p.level)).With("service", name))
-	return p
-}
-
-func start(ctx context.Context, name string, args []string, run func(ctx context.Context, p *Process) error) int {
-	p := newProcess(name)
-	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(p.stderr)
-	flags.BoolVar(&p.print, "h", false, "print the environment variables that "+name+" reads")
-	version := flags.Bool("version", false, "print the version")
-	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
-		fmt.Fprintf(p.stderr, "%s takes no arguments; its configuration is in the environment: %s -h\n", name, name)
-		return exitConfig
-	}
-	if *version {
-		fmt.Println(name, BuildVersion())
-		return exitOK
-	}
 	defer context.AfterFunc(ctx, p.http.drain)()
-	err := run(ctx, p)
-	err = errors.Join(err, p.close())
+	return errors.Join(f(ctx, p), p.close())
+}
+
+// exitCode tells what became of run.
+func (p *Process) exitCode(err error) int {
 	var wrong *ConfigError
 	switch {
 	case err == nil:
@@ -113,7 +118,7 @@ func start(ctx context.Context, name string, args []string, run func(ctx context
 		return exitOK
 	case errors.As(err, &wrong):
 		// For a person at a terminal, not for a log store: the process never began.
-		fmt.Fprintf(p.stderr, "%s: %s\n", name, wrong)
+		fmt.Fprintf(p.stderr, "%s: %s\n", p.name, wrong)
 		return exitConfig
 	default:
 		slog.Error("failed", "error", err)

@@ -119,6 +119,22 @@ func TestConfigValidates(t *testing.T) {
 	}
 }
 
+// TestConfigValidatesWhatIsWhole: one broken field must not hide what is wrong
+// elsewhere.
+func TestConfigValidatesWhatIsWhole(t *testing.T) {
+	var all struct {
+		Sample sample
+		Level  struct {
+			Level slog.Level `envconfig:"TEST_LEVEL"`
+		}
+	}
+	p := process(map[string]string{"POSTRIDER_TEST_URL": "x", "POSTRIDER_TEST_COUNT": "11", "POSTRIDER_TEST_LEVEL": "loud"})
+	var wrong *ConfigError
+	if err := p.load(&all); !errors.As(err, &wrong) || len(wrong.Problems) != 2 {
+		t.Errorf("error %v, want both problems", err)
+	}
+}
+
 func TestConfigMistakesOfTheProgrammer(t *testing.T) {
 	for name, cfg := range map[string]any{
 		"no pointer": sample{},

@@ -39,6 +39,7 @@ type Variable struct {
 	Secret   bool // its value is never shown; it is also read from the file that Name_FILE names
 
 	field reflect.Value
+	owner reflect.Value // the struct that has the field
 }
 
 // Defaults replaces the defaults of variables, by their full names, for every
@@ -89,22 +90,22 @@ func (p *Process) Config(cfgs ...any) error {
 func (p *Process) load(cfgs ...any) error {
 	var problems, dump []string
 	for _, cfg := range cfgs {
-		found := len(problems)
 		vars, err := variables(cfg)
 		if err != nil {
 			return err
 		}
+		broken := map[any]bool{}
 		for _, v := range vars {
 			shown, err := p.fill(v)
 			if err != nil {
 				problems = append(problems, err.Error())
+				broken[v.owner.Addr().Interface()] = true
 				continue
 			}
 			dump = append(dump, v.Name+"="+shown)
 		}
-		if found == len(problems) { // otherwise zero values would be complained of twice
-			problems = append(problems, validate(reflect.ValueOf(cfg))...)
-		}
+		more, _ := validate(reflect.ValueOf(cfg), broken)
+		problems = append(problems, more...)
 	}
 	if len(problems) > 0 {
 		return &ConfigError{unique(problems)}
@@ -227,6 +228,7 @@ func appendVariables(vars []Variable, s reflect.Value) ([]Variable, error) {
 			Required: t.Tag.Get("required") == "true",
 			Secret:   t.Tag.Get("secret") == "true",
 			field:    f,
+			owner:    s,
 		})
 	}
 	return vars, nil
@@ -241,20 +243,25 @@ func decodes(f reflect.Value) bool {
 	return false
 }
 
-// validate calls Validate on the structs inside, then on the struct itself.
-func validate(v reflect.Value) []string {
-	var problems []string
+// validate calls Validate on the structs inside, then on the struct itself;
+// not on those with a broken field in them, whose zero values would be
+// complained of a second time.
+func validate(v reflect.Value, broken map[any]bool) (problems []string, whole bool) {
+	whole = !broken[v.Interface()]
 	for i := range v.Elem().NumField() {
-		if f := v.Elem().Field(i); f.Kind() == reflect.Struct && v.Elem().Type().Field(i).IsExported() {
-			problems = append(problems, validate(f.Addr())...)
+		f := v.Elem().Field(i)
+		if f.Kind() != reflect.Struct || !v.Elem().Type().Field(i).IsExported() {
+			continue
 		}
+		inside, ok := validate(f.Addr(), broken)
+		problems, whole = append(problems, inside...), whole && ok
 	}
-	if c, ok := v.Interface().(interface{ Validate() error }); ok {
+	if c, ok := v.Interface().(interface{ Validate() error }); ok && whole {
 		if err := c.Validate(); err != nil {
 			problems = append(problems, strings.Split(err.Error(), "\n")...) // errors.Join: one line each
 		}
 	}
-	return problems
+	return problems, whole
 }
 
 // unique drops repeated problems: several structs may share a variable.

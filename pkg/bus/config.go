@@ -9,7 +9,7 @@ import (
 
 // Config says where NATS is and how the streams are kept.
 type Config struct {
-	URL         string `envconfig:"NATS_URL" required:"true" desc:"NATS servers, separated by commas: nats://user:password@host:4222 or tls://..."`
+	URL         string `envconfig:"NATS_URL" required:"true" secret:"true" desc:"NATS servers, separated by commas: nats://user:password@host:4222 or tls://..."`
 	Credentials string `envconfig:"NATS_CREDENTIALS" desc:"Path of a NATS credentials file (JWT and key)."`
 	CA          string `envconfig:"NATS_CA" desc:"Path of a PEM file with the authorities that sign the certificates of NATS. Empty: those of the system."`
 	Replicas    int    `envconfig:"NATS_REPLICAS" default:"1" desc:"Copies of each stream, 1 to 5; 3 for a cluster of three nodes."`

@@ -122,7 +122,7 @@ func Settled(s *mail.Settlement) {
 			slog.String("action", string(o.Action)),
 			slog.String("status", o.Status.String()),
 			slog.String("phase", string(o.Phase)),
-			slog.String("reply", o.Reply.String()),
+			slog.String("reply", reply(o.Reply)),
 			slog.String("site", string(s.Transaction.Site)),
 			slog.String("host", s.Transaction.Host),
 			slog.String("remote", remote(s.Transaction.Remote)),
@@ -145,6 +145,15 @@ func Reported(of *mail.Message, report *mail.Submission) {
 // §4.5.5.
 func Unreported(m *mail.Message, why string) {
 	emit(slog.LevelInfo, "unreported", m, slog.String("why", why))
+}
+
+// reply prints what the remote host said, or, if it said nothing, what
+// happened.
+func reply(r mail.Reply) string {
+	if r.Code == 0 {
+		return r.Text()
+	}
+	return r.String()
 }
 
 func address(a netip.Addr) string {

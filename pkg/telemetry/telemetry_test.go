@@ -247,7 +247,10 @@ func TestMailEventsHaveTheSameHead(t *testing.T) {
 	buf := capture(t, slog.LevelDebug)
 	sub := &mail.Submission{Message: mail.Message{ID: mail.NewQueueID(), Traceparent: parentText}}
 	req := &mail.DeliveryRequest{Message: sub.Message, Route: &mail.Route{Hosts: []mail.Host{{Name: "mx.example.com"}}}}
-	set := &mail.Settlement{Message: sub.Message, Outcomes: []mail.Outcome{{RecipientNo: 1}, {RecipientNo: 2}}}
+	set := &mail.Settlement{Message: sub.Message, Outcomes: []mail.Outcome{
+		{RecipientNo: 1, Reply: mail.Reply{Code: 250, Lines: []string{"ok"}}},
+		{RecipientNo: 2, Reply: mail.Reply{Lines: []string{"connection refused"}}},
+	}}
 	Accepted(sub)
 	Resolved(req)
 	Attempted(set)
@@ -265,6 +268,11 @@ func TestMailEventsHaveTheSameHead(t *testing.T) {
 		head := `"msg":"` + fields["msg"].(string) + `","queue_id":"` + sub.ID.String() + `","trace_id":"0af7651916cd43dd8448eb211c80319c",`
 		if !strings.Contains(line, head) {
 			t.Errorf("line %s has no head %s", line, head)
+		}
+	}
+	for _, want := range []string{`"reply":"250 ok"`, `"reply":"connection refused"`} {
+		if !strings.Contains(buf.String(), want) {
+			t.Errorf("no %s in %s", want, buf)
 		}
 	}
 	if got := strings.Join(names, " "); got != "accepted resolved attempted settled settled reported unreported" {

@@ -47,14 +47,25 @@ The commands find the queue by POSTRIDER_POSTGRES_URL, or else the one of the
 "postrider dev" that runs with the same POSTRIDER_DATA_DIR (./.postrider).`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(), migrateCommand(), versionCommand())
-	root.AddCommand(operateCommands()...)
-	return root
+	below := []*cobra.Command{devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(), migrateCommand(), versionCommand()}
+	return group(root, append(below, operateCommands()...)...)
+}
+
+// group makes a command that only has others below it.
+func group(c *cobra.Command, below ...*cobra.Command) *cobra.Command {
+	c.AddCommand(below...)
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unknown command %q; see %s --help", args[0], c.CommandPath())}
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
 }
 
 func versionCommand() *cobra.Command {
@@ -70,8 +81,7 @@ func versionCommand() *cobra.Command {
 }
 
 func migrateCommand() *cobra.Command {
-	parent := &cobra.Command{Use: "migrate", Short: "Bring the schema up to date, or show where it stands"}
-	parent.AddCommand(&cobra.Command{
+	up := &cobra.Command{
 		Use:   "up",
 		Short: "Apply the migrations that are missing, one process at a time",
 		Args:  cobra.NoArgs,
@@ -85,7 +95,8 @@ func migrateCommand() *cobra.Command {
 			}
 			return printMigrations(c.Context(), c.OutOrStdout(), url)
 		},
-	}, &cobra.Command{
+	}
+	status := &cobra.Command{
 		Use:   "status",
 		Short: "List the migrations and when each was applied",
 		Args:  cobra.NoArgs,
@@ -96,8 +107,8 @@ func migrateCommand() *cobra.Command {
 			}
 			return printMigrations(c.Context(), c.OutOrStdout(), url)
 		},
-	})
-	return parent
+	}
+	return group(&cobra.Command{Use: "migrate", Short: "Bring the schema up to date, or show where it stands"}, up, status)
 }
 
 func printMigrations(ctx context.Context, w io.Writer, url string) error {

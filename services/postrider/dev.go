@@ -84,13 +84,9 @@ demo.test. The queue is in POSTRIDER_DATA_DIR (./.postrider) and is there again
 at the next start. Configuration: docs/configuration.md.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			// The error goes to the command line, which prints it for people.
-			var failure error
-			boot.Execute("postrider", nil, func(ctx context.Context, p *boot.Process) error {
-				failure = runDev(ctx, p, c.OutOrStdout())
-				return nil
+			return boot.Run("postrider", func(ctx context.Context, p *boot.Process) error {
+				return runDev(ctx, p, c.OutOrStdout())
 			})
-			return failure
 		},
 	}
 }

@@ -119,7 +119,6 @@ type siteLine struct {
 }
 
 func siteCommand() *cobra.Command {
-	parent := &cobra.Command{Use: "site", Short: "Show the queue by site; suspend and resume sites"}
 	var format string
 	list := &cobra.Command{
 		Use:   "list",
@@ -178,8 +177,7 @@ func siteCommand() *cobra.Command {
 			})
 		},
 	}
-	parent.AddCommand(list, suspend, resume)
-	return parent
+	return group(&cobra.Command{Use: "site", Short: "Show the queue by site; suspend and resume sites"}, list, suspend, resume)
 }
 
 func printSites(w io.Writer, rows []store.SiteRow) error {

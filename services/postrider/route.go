@@ -20,7 +20,6 @@ type routeLine struct {
 }
 
 func routeCommand() *cobra.Command {
-	parent := &cobra.Command{Use: "route", Short: "Show and change the routing table: domains that go by smart hosts"}
 	var format, level string
 	list := &cobra.Command{
 		Use:   "list",
@@ -88,6 +87,5 @@ func routeCommand() *cobra.Command {
 			})
 		},
 	}
-	parent.AddCommand(list, set, remove)
-	return parent
+	return group(&cobra.Command{Use: "route", Short: "Show and change the routing table: domains that go by smart hosts"}, list, set, remove)
 }
