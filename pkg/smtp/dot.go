@@ -53,6 +53,32 @@ func scanLine(state dotState, s []byte) (n int, next dotState, bare bool) {
 	return len(s), inLine, bare
 }
 
+// LineCheck looks for a CR or LF that is no line end in content that comes in
+// blocks, such as the chunks of BDAT. The zero value is at the beginning.
+type LineCheck struct {
+	state dotState
+	bare  bool
+}
+
+// Look takes the next block.
+func (c *LineCheck) Look(p []byte) {
+	for len(p) > 0 {
+		n, next, bare := scanLine(c.state, p)
+		c.state = next
+		c.bare = c.bare || bare
+		p = p[n:]
+	}
+}
+
+// Err returns ErrBareNewline if the blocks up to here, as the whole of the
+// content, have a bare CR or LF.
+func (c *LineCheck) Err() error {
+	if c.bare || c.state == afterCR {
+		return ErrBareNewline
+	}
+	return nil
+}
+
 // DotWriter writes content as the client of DATA sends it: a line that
 // begins with a dot gets one more (RFC 5321 §4.5.2), and Close ends the data.
 // All other octets pass unchanged, in blocks as large as they come.

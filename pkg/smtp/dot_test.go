@@ -68,6 +68,25 @@ func TestDotWriterBareNewline(t *testing.T) {
 	}
 }
 
+func TestLineCheck(t *testing.T) {
+	for content, clean := range map[string]bool{
+		"": true, "a": true, "\r\n": true, "a\r\nb\r\n\r\n.\r\n": true, "\n": false, "\r": false, "a\r": false, "a\nb\r\n": false,
+		"a\rb\r\n": false, "\r\r\n": false, "\r\n\n": false,
+	} {
+		for size := 1; size <= len(content)+1; size++ {
+			var c LineCheck
+			for rest := []byte(content); len(rest) > 0; {
+				n := min(size, len(rest))
+				c.Look(rest[:n])
+				rest = rest[n:]
+			}
+			if err := c.Err(); (err == nil) != clean || err != nil && !errors.Is(err, ErrBareNewline) {
+				t.Errorf("%q in blocks of %d: %v", content, size, err)
+			}
+		}
+	}
+}
+
 type failingWriter struct{ left int }
 
 var errFull = errors.New("full")

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -31,15 +30,12 @@ var (
 // doData receives the content and has the message accepted: RFC 5321
 // §4.1.1.4, §6.1.
 func (s *session) doData(arguments string) {
-	switch {
-	case arguments != "":
+	if arguments != "" {
 		s.refuse("DATA", replyNoArguments)
 		return
-	case !s.mail.open:
-		s.refuse("DATA", replyMailFirst)
-		return
-	case len(s.mail.recipients) == 0: // RFC 5321 §3.3
-		s.refuse("DATA", replyNoValidRcpt)
+	}
+	if refusal := s.noContent(); refusal.Code != 0 {
+		s.refuse("DATA", refusal)
 		return
 	}
 	buf, ok := newBuffer(&s.server.memory, s.mail.args.SizeBytes)
@@ -47,41 +43,60 @@ func (s *session) doData(arguments string) {
 		s.refuse("DATA", replyMemory)
 		return
 	}
+	s.wire.reply(replyGoAhead)
+	s.dots.Reset(s.wire.in)
+	s.take("DATA", buf, &s.dots)
+}
+
+// noContent says why no content may come now.
+func (s *session) noContent() mail.Reply {
+	switch {
+	case !s.mail.open:
+		return replyMailFirst
+	case len(s.mail.recipients) == 0: // RFC 5321 §3.3
+		return replyNoValidRcpt
+	}
+	return mail.Reply{}
+}
+
+// take receives content, and replies to its end. The transaction is over
+// then, however it ended.
+func (s *session) take(verb string, buf *buffer, content io.Reader) {
 	defer buf.close()
 	defer s.mail.clear()
-	in := newIncoming(s)
+	in := newIncoming(s, content)
 	defer in.close()
-	s.wire.reply(replyGoAhead)
 	s.seat.Begin()
 	reply, err := s.receive(buf, in)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.end(replyIdle)
-	case errors.Is(err, errEndless):
-		s.refuse("DATA", reply)
-		s.over = true
-	case err != nil:
-		s.over = true // the client has gone in the middle of its message
-	case reply.Positive():
+	if err == nil && reply.Positive() {
 		s.messages++
 		s.wire.reply(reply)
+		return
+	}
+	s.seat.Leave()
+	switch {
+	case err == nil:
+		s.refuse(verb, reply)
+	case errors.Is(err, errInterrupted): // the next command is there already
+	case errors.Is(err, errEndless):
+		s.refuse(verb, reply)
+		s.over = true
 	default:
-		s.seat.Leave()
-		s.refuse("DATA", reply)
+		s.broken(err)
 	}
 }
 
 // incoming is the content of one message on its way in.
 type incoming struct {
-	s     *session
-	began time.Time
-	size  int64
-	err   error // how it ended: io.EOF, errTooLarge, or why not
+	s       *session
+	content io.Reader // ends with io.EOF or smtp.ErrBareNewline
+	began   time.Time
+	size    int64
+	err     error // how it ended: one of these, errTooLarge, or why not
 }
 
-func newIncoming(s *session) *incoming {
-	in := &incoming{s: s, began: time.Now()}
-	s.dots.Reset(s.wire.in)
+func newIncoming(s *session, content io.Reader) *incoming {
+	in := &incoming{s: s, content: content, began: time.Now()}
 	in.renew()
 	return in
 }
@@ -101,7 +116,7 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if in.err != nil {
 		return 0, in.err
 	}
-	n, err := in.s.dots.Read(p)
+	n, err := in.content.Read(p)
 	in.size += int64(n)
 	in.renew()
 	if err == nil && in.size > in.s.server.cfg.MaxMessageBytes {
@@ -112,13 +127,15 @@ func (in *incoming) Read(p []byte) (int, error) {
 }
 
 // refuse passes over the rest of the content, so that the reply is the reply
-// to its end. Content that goes on for as long again as the largest message
-// ends the session.
+// to its end. Content of twice the largest message ends the session.
 func (in *incoming) refuse(reply mail.Reply) (mail.Reply, error) {
-	end := in.size + in.s.server.cfg.MaxMessageBytes
+	if c, ok := in.content.(*chunks); ok {
+		c.refusal = reply
+	}
+	end := in.s.discardable()
 	scratch := make([]byte, readBuffer)
 	for in.size < end {
-		n, err := in.s.dots.Read(scratch)
+		n, err := in.content.Read(scratch)
 		in.size += int64(n)
 		in.renew()
 		switch {

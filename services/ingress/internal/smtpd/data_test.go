@@ -88,6 +88,61 @@ func checkReceived(t *testing.T, field string, sub *mail.Submission) {
 	}
 }
 
+// RFC 3030: the same content in chunks of any size, through every buffer.
+func TestChunksByteForByte(t *testing.T) {
+	for _, size := range []int{100, smallBuffer, 3 << 20} {
+		for _, chunk := range []int{77, 100_000, 4 << 20} {
+			if size/chunk > 1000 {
+				continue
+			}
+			store := &fakeStore{}
+			server := startServer(t, testConfig(), store)
+			c := server.client(t)
+			c.expect("220")
+			c.send("EHLO client.example\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n")
+			for range 3 {
+				c.expect("250")
+			}
+			content := text(size)
+			for rest := content; len(rest) > 0; {
+				n, last := min(chunk, len(rest)), ""
+				if n == len(rest) {
+					last = " LAST"
+				}
+				c.send(fmt.Sprintf("BDAT %d%s\r\n%s", n, last, rest[:n]))
+				rest = rest[n:]
+				c.expect("250 2.0.0")
+			}
+			sub := store.submissions()[0]
+			if _, got, ok := cutReceived(sub.Content); !ok || !bytes.Equal(got, content) {
+				t.Errorf("%d octets in chunks of %d came as %d", len(content), chunk, len(got))
+			}
+			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+		}
+	}
+}
+
+// A large message in chunks that is given up half-way leaves nothing.
+func TestLargeChunksGivenUp(t *testing.T) {
+	store := &fakeStore{}
+	server := startServer(t, testConfig(), store)
+	c := server.client(t)
+	c.expect("220")
+	c.send("EHLO client.example\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\n")
+	for range 3 {
+		c.expect("250")
+	}
+	content := text(2 << 20)
+	c.send(fmt.Sprintf("BDAT %d\r\n%sRSET\r\nNOOP\r\n", len(content), content))
+	c.expect("250 2.0.0 ")
+	c.expect("250 2.0.0 OK")
+	c.expect("250 2.0.0 OK")
+	if n := len(store.submissions()); n != 0 {
+		t.Errorf("%d messages, want none", n)
+	}
+	eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+}
+
 // A stream that is refused is read to its end: nothing in it is a command.
 func TestLargeMessageRefused(t *testing.T) {
 	big := text(2 << 20)

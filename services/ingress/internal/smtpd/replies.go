@@ -28,7 +28,7 @@ var (
 	replyBye       = say(221, 0, 0, "bye")
 	replyVerify    = say(252, 0, 0, "cannot verify, but will take mail and try to deliver it")
 	replyHelp      = mail.Reply{Code: 214, Enhanced: mail.EnhancedCode{Class: 2}, Lines: []string{
-		"EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT", "postrider relays mail; RFC 5321 says how",
+		"EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT", "postrider relays mail; RFC 5321 says how",
 	}}
 
 	replyDraining     = say(421, 3, 2, "shutting down, try again")
@@ -54,6 +54,8 @@ var (
 	replyHelloFirst   = say(503, 5, 1, "send EHLO or HELO first")
 	replyNested       = say(503, 5, 1, "a transaction is open; RSET ends it")
 	replyMailFirst    = say(503, 5, 1, "send MAIL first")
+	replyChunk        = say(501, 5, 4, "need the size of the chunk, and not a larger one than this; closing")
+	replyInChunks     = say(503, 5, 1, "the content comes in chunks: BDAT or RSET")
 	replyNoValidRcpt  = say(554, 5, 1, "no valid recipients")
 
 	replyRelay       = say(550, 7, 1, "relaying denied")
@@ -108,6 +110,7 @@ func replyEHLO(c *Config) mail.Reply {
 		"SMTPUTF8",
 		"ENHANCEDSTATUSCODES",
 		"DSN",
+		"CHUNKING",
 		fmt.Sprintf("LIMITS MAILMAX=%d RCPTMAX=%d", c.MaxMessages, c.MaxRecipients),
 		"HELP",
 	}}

@@ -317,6 +317,20 @@ func TestPipelinedRepliesLeaveInOneWrite(t *testing.T) {
 	}
 }
 
+// RFC 5321 §4.1.1.10: nothing is done behind QUIT.
+func TestAfterQuit(t *testing.T) {
+	store := &fakeStore{}
+	c := startServer(t, testConfig(), store).client(t)
+	c.expect("220")
+	c.send("HELO client.example\r\nQUIT\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n.\r\n")
+	c.expect("250 mx.example")
+	c.expect("221 2.0.0")
+	c.closed()
+	if n := len(store.submissions()); n != 0 {
+		t.Errorf("%d messages, want none", n)
+	}
+}
+
 // RFC 5321 §3.8 and DESIGN.md §3.1: on shutdown content that is under way is
 // finished, everything else hears 421.
 func TestDrain(t *testing.T) {

@@ -21,10 +21,11 @@ type session struct {
 	client   mail.Client
 	mayRelay bool
 
-	esmtp    bool // EHLO rather than HELO
-	messages int  // accepted on this connection
-	errors   int  // commands that were refused for good
-	over     bool // close after the replies
+	esmtp    bool   // EHLO rather than HELO
+	messages int    // accepted on this connection
+	errors   int    // commands that were refused for good
+	over     bool   // close after the replies
+	pending  []byte // a command line that was read and not done
 	mail     transaction
 	dots     smtp.DotReader
 	sub      mail.Submission // its memory is reused
@@ -46,27 +47,44 @@ func (s *session) serve() {
 	defer s.seat.Leave()
 	s.wire.reply(mail.Reply{Code: 220, Lines: []string{s.server.cfg.Hostname + " ESMTP postrider"}})
 	for !s.over {
-		line, err := s.wire.readLine()
+		line, err := s.nextLine()
 		switch {
-		case err == nil && s.wire.draining():
+		case err != nil:
+			s.broken(err)
+		case s.wire.draining():
 			s.end(replyDraining)
-		case err == nil:
-			s.command(line)
-		case errors.Is(err, errLongLine):
-			s.refuse("", replyLongLine)
-		case errors.Is(err, errBareLF):
-			s.refuse("", replyBareLF)
-			s.over = true
-		case errors.Is(err, os.ErrDeadlineExceeded) && s.wire.draining():
-			s.end(replyDraining)
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			s.end(replyIdle)
 		default:
-			return // the client has gone: there is nobody to tell
+			s.command(line)
 		}
 		if s.errors >= s.server.cfg.MaxErrors && !s.over {
 			s.end(replyErrors)
 		}
+	}
+}
+
+// nextLine returns the next command line.
+func (s *session) nextLine() ([]byte, error) {
+	if len(s.pending) > 0 {
+		line := s.pending
+		s.pending = s.pending[:0]
+		return line, nil
+	}
+	return s.wire.readLine()
+}
+
+// broken is what to do when no line or no content could be read.
+func (s *session) broken(err error) {
+	switch {
+	case errors.Is(err, errLongLine):
+		s.refuse("", replyLongLine)
+	case errors.Is(err, errBareLF):
+		s.end(replyBareLF)
+	case errors.Is(err, os.ErrDeadlineExceeded) && s.wire.draining():
+		s.end(replyDraining)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.end(replyIdle)
+	default:
+		s.over = true // the client has gone: there is nobody to tell
 	}
 }
 
@@ -84,19 +102,21 @@ func (s *session) command(line []byte) {
 		s.doRcpt(command.Args)
 	case "DATA":
 		s.doData(command.Args)
+	case "BDAT":
+		s.doBDAT(command.Args)
 	case "EHLO", "HELO":
 		s.doHello(command)
 	case "RSET":
 		s.simple(command, replyReset, s.reset)
 	case "QUIT":
-		s.simple(command, replyBye, func() { s.over = true })
+		s.simple(command, replyBye, func() { s.over, s.wire.farewell = true, true })
 	case "NOOP": // RFC 5321 §4.1.1.9: a parameter is ignored
 		s.wire.reply(replyNoop)
 	case "HELP":
 		s.wire.reply(replyHelp)
 	case "VRFY":
 		s.doVerify(command)
-	case "EXPN", "ETRN", "STARTTLS", "AUTH", "BDAT", "TURN", "SEND", "SOML", "SAML":
+	case "EXPN", "ETRN", "STARTTLS", "AUTH", "TURN", "SEND", "SOML", "SAML":
 		s.refuse(command.Verb, replyNotHere)
 	case "GET", "HEAD", "POST", "PUT", "CONNECT", "OPTIONS":
 		// A browser or a proxy that was made to talk to us: its header fields
@@ -151,7 +171,7 @@ func (s *session) refusePath(verb string, path mail.ForwardPath, reply mail.Repl
 	s.wire.reply(reply)
 }
 
-// end is the last reply of a session that we end: RFC 5321 §3.8, §4.2.1.
+// end gives the last reply of a session that we end: RFC 5321 §3.8, §4.2.1.
 func (s *session) end(reply mail.Reply) {
 	s.refuse("", reply)
 	s.over = true

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -56,17 +55,9 @@ func FuzzSession(f *testing.F) {
 		f.Fatal(err)
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			f.Fatal(err)
+		if client := readTranscript(f, file).client; len(client) < 3000 {
+			f.Add(client, uint16(7))
 		}
-		var client []byte
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, "C: "); ok && len(line) < 200 {
-				client = append(client, strings.TrimSuffix(rest, "\n")+"\r\n"...)
-			}
-		}
-		f.Add(client, uint16(7))
 	}
 	cfg := testConfig()
 	cfg.MaxMessageBytes = 3 << 10

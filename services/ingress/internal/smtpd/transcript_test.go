@@ -158,7 +158,7 @@ func cutReceived(content []byte) (field string, rest []byte, ok bool) {
 	return string(content[:end]), content[end:], bytes.HasPrefix(content, []byte("Received: from "))
 }
 
-func readTranscript(t *testing.T, file string) *transcript {
+func readTranscript(t testing.TB, file string) *transcript {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -167,6 +167,7 @@ func readTranscript(t *testing.T, file string) *transcript {
 	s := &transcript{server: []string{"220 mx.example ESMTP postrider"}}
 	var sets []func(*Config, *fakeStore)
 	scanner := bufio.NewScanner(bytes.NewReader(text))
+	scanner.Buffer(nil, 1<<20)
 	for scanner.Scan() {
 		line := scanner.Text()
 		mark, rest, _ := strings.Cut(line, " ")
@@ -201,7 +202,7 @@ func readTranscript(t *testing.T, file string) *transcript {
 	return s
 }
 
-func setting(t *testing.T, text string) func(*Config, *fakeStore) {
+func setting(t testing.TB, text string) func(*Config, *fakeStore) {
 	t.Helper()
 	name, value, _ := strings.Cut(text, " ")
 	n, err := strconv.Atoi(value)

@@ -39,6 +39,8 @@ type wire struct {
 	out     []byte
 	timeout time.Duration
 
+	farewell bool // the client said QUIT, so nothing more is coming
+
 	mu           sync.Mutex // guards what follows, and the read deadline
 	dataDeadline time.Time  // while content is read; else zero
 	drainAt      time.Time  // the end of the session's wait for a command; zero until the drain
@@ -146,7 +148,7 @@ func (w *wire) readLine() ([]byte, error) {
 // client read it.
 func (w *wire) hangUp() {
 	defer w.conn.Close()
-	if w.flush() != nil {
+	if w.flush() != nil || w.farewell && w.in.Buffered() == 0 {
 		return
 	}
 	half, ok := w.conn.(interface{ CloseWrite() error })
