@@ -18,6 +18,14 @@ const (
 	// renewWithin bounds one renewal, so that a Postgres that hangs does not
 	// hold up the next one.
 	renewWithin = 2 * time.Second
+	// moveWithin bounds taking and releasing slots, which happen between two
+	// renewals.
+	moveWithin = time.Second
+	// leaveWithin is how long a slot may be on its way to another home: if a
+	// connection will not end it stays here, because its sites wait
+	// meanwhile, and is left alone for leaveAgain.
+	leaveWithin = 10 * time.Second
+	leaveAgain  = 2 * time.Minute
 	// leaseMargin is how long before the end of its lease a worker stops to
 	// open transactions.
 	leaseMargin = 500 * time.Millisecond
@@ -65,8 +73,10 @@ const (
 // homes keeps this worker the home of its fair share of the slots.
 type homes struct {
 	*worker
-	live     []mail.WorkerID // as of the last renewal
-	draining map[mail.WorkerID]bool
+	live         []mail.WorkerID // as of the last renewal
+	draining     map[mail.WorkerID]bool
+	leavingSince time.Time // when slots were last begun to be given up
+	keepUntil    time.Time // no slot is given up before
 }
 
 // run renews the lease and moves slots until ctx is done and all slots are
@@ -133,7 +143,22 @@ func (h *homes) renew() error {
 		}
 	}
 	h.lose(lost)
+	h.releaseStrays(ctx, got.Slots)
 	return nil
+}
+
+// releaseStrays frees slots that Postgres takes for ours and that we do not
+// serve, because an answer of Postgres was lost. Those that still have a
+// connection of ours are renewed until it has ended.
+func (h *homes) releaseStrays(ctx context.Context, renewed []int16) {
+	known := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
+	strays := slices.DeleteFunc(slices.Clone(renewed), func(slot int16) bool { return slices.Contains(known, slot) })
+	if len(strays) == 0 {
+		return
+	}
+	if err := h.store.ReleaseSlots(ctx, h.id, strays); err != nil {
+		slog.Warn("slots that are not served not released", "worker_id", h.id, "slots", len(strays), "error", err)
+	}
 }
 
 // endLease gives up all slots when the lease ends here: from the end on
@@ -177,7 +202,7 @@ func share(live []mail.WorkerID, id mail.WorkerID) int {
 func (h *homes) balance() {
 	mine := h.slotsIn(ours)
 	switch want := share(h.live, h.id); {
-	case len(mine) > want:
+	case len(mine) > want && time.Now().After(h.keepUntil):
 		h.leave(h.quietest(mine, len(mine)-want))
 	case len(mine) < want && h.lease.left() > 0:
 		if err := h.take(want - len(mine)); err != nil {
@@ -188,7 +213,7 @@ func (h *homes) balance() {
 
 // take becomes the home of up to n slots that have none.
 func (h *homes) take(n int) error {
-	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	ctx, cancel := context.WithTimeout(h.keep, moveWithin)
 	defer cancel()
 	before, err := h.store.SlotHomes(ctx)
 	if err != nil {
@@ -216,8 +241,7 @@ func (h *homes) take(n int) error {
 	}
 	states, err := h.store.LoadSites(ctx, taken)
 	if err != nil {
-		// Their next home, which may be this one, loads them.
-		return errors.Join(err, h.store.ReleaseSlots(ctx, h.id, taken))
+		return err // the next renewal releases the slots
 	}
 	h.welcome(taken, states)
 	h.announce(len(taken))
@@ -265,12 +289,14 @@ func (h *homes) leave(slots []int16) {
 	}
 	slog.Info("slots to be given up", "worker_id", h.id, "slots", len(slots))
 	h.setTenure(slots, leaving)
+	h.leavingSince = time.Now()
 	h.stopSites(slots)
 }
 
 // release gives up those leaving slots in which no connection is open any
 // more, with what the next home should know.
 func (h *homes) release() {
+	h.keepBusy()
 	var free []int16
 	var states []store.SiteState
 	for _, slot := range h.slotsIn(leaving) {
@@ -286,7 +312,7 @@ func (h *homes) release() {
 	if len(free) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	ctx, cancel := context.WithTimeout(h.keep, moveWithin)
 	defer cancel()
 	err := h.store.SaveSites(ctx, states)
 	if err == nil {
@@ -298,6 +324,24 @@ func (h *homes) release() {
 	}
 	h.setTenure(free, away)
 	h.announce(len(free))
+}
+
+// keepBusy keeps the slots that take too long to give up, unless the process
+// ends.
+func (h *homes) keepBusy() {
+	if h.taking.Err() != nil || time.Since(h.leavingSince) < leaveWithin {
+		return
+	}
+	slots := h.slotsIn(leaving)
+	if len(slots) == 0 {
+		return
+	}
+	h.keepUntil = time.Now().Add(leaveAgain)
+	slog.Info("slots kept: their connections will not end", "worker_id", h.id, "slots", len(slots))
+	h.setTenure(slots, ours)
+	for _, s := range h.sitesIn(slots) {
+		s.goOn()
+	}
 }
 
 func (h *homes) announce(n int) {

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
@@ -12,6 +13,7 @@ import (
 // ready queue of its site, or a session.
 type job struct {
 	request *mail.DeliveryRequest // at most so many recipients as fit in one transaction
+	since   time.Time             // when it was claimed
 	passed  int                   // how often another job was taken before it for fitting better
 
 	tried    []netip.AddrPort  // addresses that this attempt need not try again
@@ -22,12 +24,13 @@ type job struct {
 // split returns one job for each transaction that the request needs.
 func split(request *mail.DeliveryRequest, perTransaction int) []*job {
 	var jobs []*job
+	now := time.Now()
 	for rest := request.Recipients; len(rest) > 0; {
 		n := min(len(rest), max(perTransaction, 1))
 		part := *request
 		part.Recipients = rest[:n:n]
 		rest = rest[n:]
-		jobs = append(jobs, &job{request: &part})
+		jobs = append(jobs, &job{request: &part, since: now})
 	}
 	return jobs
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -22,6 +23,7 @@ type metrics struct {
 	duration    metric.Float64Histogram
 	lag         metric.Float64Histogram
 	connections metric.Int64Counter
+	options     sync.Map // labels to metric.MeasurementOption
 }
 
 func newMetrics() (*metrics, error) {
@@ -40,21 +42,39 @@ func newMetrics() (*metrics, error) {
 	return m, nil
 }
 
+// labels are the labels of one kind of outcome.
+type labels struct {
+	provider, action, phase string
+	class                   int // of the reply: 2, 4, 5, or 0 without one
+	uncertain               bool
+}
+
+// option returns the labels as the meter takes them, made once for each kind.
+func (m *metrics) option(l labels) metric.MeasurementOption {
+	if o, ok := m.options.Load(l); ok {
+		return o.(metric.MeasurementOption)
+	}
+	attrs := []attribute.KeyValue{attribute.String("provider", l.provider)}
+	if l.action != "" {
+		attrs = append(attrs, attribute.String("action", l.action), attribute.String("phase", l.phase),
+			attribute.Int("class", l.class), attribute.Bool("uncertain", l.uncertain))
+	}
+	o := metric.WithAttributeSet(attribute.NewSet(attrs...))
+	m.options.Store(l, o)
+	return o
+}
+
 // settled counts the outcomes of a settlement.
 func (m *metrics) settled(ctx context.Context, st *mail.Settlement) {
-	provider := attribute.String("provider", shaping.ProviderOf(st.Transaction.Site))
+	provider := shaping.ProviderOf(st.Transaction.Site)
 	for i := range st.Outcomes {
 		o := &st.Outcomes[i]
-		m.outcomes.Add(ctx, 1, metric.WithAttributes(provider,
-			attribute.String("action", string(o.Action)),
-			attribute.String("phase", string(o.Phase)),
-			attribute.Int("class", o.Reply.Code/100),
-			attribute.Bool("uncertain", o.Uncertain)))
+		m.outcomes.Add(ctx, 1, m.option(labels{provider, string(o.Action), string(o.Phase), o.Reply.Code / 100, o.Uncertain}))
 	}
-	m.duration.Record(ctx, st.Transaction.Duration.Seconds(), metric.WithAttributes(provider))
+	m.duration.Record(ctx, st.Transaction.Duration.Seconds(), m.option(labels{provider: provider}))
 	if o := &st.Outcomes[0]; o.Action == mail.Relayed && o.Attempt == 1 {
 		at := st.Transaction.StartedAt.Add(st.Transaction.Duration)
-		m.lag.Record(ctx, at.Sub(st.Message.AcceptedAt).Seconds(), metric.WithAttributes(provider))
+		m.lag.Record(ctx, at.Sub(st.Message.AcceptedAt).Seconds(), m.option(labels{provider: provider}))
 	}
 }
 

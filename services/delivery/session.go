@@ -78,6 +78,11 @@ func (ss *session) next() *job {
 	if !mayGoOn {
 		return nil
 	}
+	select {
+	case j := <-ss.work:
+		return j
+	default:
+	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	select {
@@ -100,7 +105,8 @@ func (ss *session) serve(j *job) bool {
 	defer span.End()
 	a := &attempt{session: ss, job: j, span: span, began: time.Now(), luck: rand.Float64()}
 	if span.IsRecording() {
-		span.SetAttributes(attribute.String("site", string(ss.site.name)), attribute.Int("recipients", len(j.request.Recipients)))
+		span.SetAttributes(attribute.String("site", string(ss.site.name)), attribute.Int("recipients", len(j.request.Recipients)),
+			attribute.Int64("waited_ms", a.began.Sub(j.since).Milliseconds()))
 	}
 	if ss.conn == nil && !a.connect(ctx) {
 		ss.site.mailOver(false)

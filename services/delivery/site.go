@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -266,14 +265,6 @@ func (s *site) ended(ss *session) {
 	s.dispatch()
 }
 
-// neverBegan says that a session ends without an attempt to connect.
-func (s *site) neverBegan() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.connections.Cancel()
-	s.breaker.probing = false
-}
-
 // mailOver says that the reply to MAIL was read, or that the transaction
 // ended in another way after MAIL was sent. seen is false if it never was.
 func (s *site) mailOver(seen bool) {
@@ -285,106 +276,6 @@ func (s *site) mailOver(seen bool) {
 		s.messages.Cancel()
 	}
 	s.dispatch()
-}
-
-// targets returns the addresses of a route in the order to be tried.
-func (s *site) targets(route *mail.Route) []target {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failures.order(route, time.Now())
-}
-
-// connecting asks for one more connection of the same session, after another
-// address failed. It returns when to ask again; zero means now, and that the
-// connection counts.
-func (s *site) connecting() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	at, ok := s.connections.Next(now)
-	if !ok {
-		return now.Add(time.Second)
-	}
-	if at.After(now) {
-		return at
-	}
-	s.connections.Begin(now)
-	return time.Time{}
-}
-
-// connectionSeen says that an attempt to connect has ended, with a greeting or
-// not, and whether the remote host can have seen it.
-func (s *site) connectionSeen(seen bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if seen {
-		s.connections.Over(time.Now())
-	} else {
-		s.connections.Cancel()
-	}
-}
-
-// reached says that a host has greeted.
-func (s *site) reached(addr netip.AddrPort) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failures.succeeded(addr)
-	if s.breaker.reached() {
-		s.dispatch()
-	}
-}
-
-// blame says that an address does not serve us: it is tried last for a while.
-func (s *site) blame(addr netip.AddrPort) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failures.failed(addr, time.Now())
-	s.concurrency.Failed()
-}
-
-// hasOther reports whether the route of a job has an address that its attempt
-// has not tried.
-func (s *site) hasOther(j *job) bool {
-	for _, h := range j.request.Route.Hosts {
-		for _, a := range h.Addresses {
-			if !slices.Contains(j.tried, netip.AddrPortFrom(a, h.Port)) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// unreached says that no host of a route could be reached. It returns the
-// jobs to be parked when that ended the attempts for now: they wait in
-// Postgres until a probe gets through.
-func (s *site) unreached() []*job {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.breaker.unreached(time.Now(), s.longest) {
-		s.dispatch()
-		return nil
-	}
-	s.parked = true
-	return s.drop()
-}
-
-// trouble says that a session broke: its host is tried last for a while if
-// the host is to blame.
-func (s *site) trouble(addr netip.AddrPort, hostFailed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.concurrency.Failed()
-	if hostFailed {
-		s.failures.failed(addr, time.Now())
-	}
-}
-
-// wentWell says that a transaction ended as transactions should.
-func (s *site) wentWell() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.concurrency.Succeeded()
 }
 
 func (s *site) drop() []*job {
@@ -404,6 +295,15 @@ func (s *site) stop() []*job {
 		s.wakeUp.Stop()
 	}
 	return s.drop()
+}
+
+// goOn takes back stop.
+func (s *site) goOn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = false
+	s.parked = true
+	s.dispatch()
 }
 
 // suspend stops transactions until a time; the zero time ends that. It
@@ -428,7 +328,7 @@ func (s *site) quiet() bool {
 	defer s.mu.Unlock()
 	now := time.Now()
 	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
-		!s.breaker.isOpen() && s.messages.Idle(now) && s.connections.Idle(now)
+		!now.Before(s.breaker.probeAt) && s.messages.Idle(now) && s.connections.Idle(now)
 }
 
 // busy reports whether any connection is open or on its way.
@@ -436,20 +336,4 @@ func (s *site) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sessions) > 0
-}
-
-// abandon ends all sessions because the lease is over.
-func (s *site) abandon() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for ss := range s.sessions {
-		ss.abandon()
-	}
-}
-
-// messagesPerConnection returns how many transactions a connection serves.
-func (s *site) messagesPerConnection() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.limits.MessagesPerConnection
 }
