@@ -66,16 +66,21 @@ func (c *chunks) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if err := c.next(); err != nil {
-			return 0, err
+			return 0, notTheEnd(err)
 		}
 	}
 	n, err := c.s.wire.in.Read(p[:min(int64(len(p)), c.left)])
 	c.check.Look(p[:n])
 	c.left -= int64(n)
+	return n, notTheEnd(err)
+}
+
+// notTheEnd keeps the end of the connection apart from that of the content.
+func notTheEnd(err error) error {
 	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		return io.ErrUnexpectedEOF
 	}
-	return n, err
+	return err
 }
 
 // next replies to a chunk and reads commands up to the next one.
