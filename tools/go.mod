@@ -1,6 +1,6 @@
 // Module tools pins the programs that the Makefile runs: generators and
 // linters. It is outside go.work, so that what they need never reaches the
-// services (docs/decisions/0001-record-of-decisions.md).
+// services (docs/decisions/0005-tools-module.md).
 module github.com/postrider/postrider/tools
 
 go 1.26.7
