@@ -194,7 +194,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('postrider.partition'));
-    IF to_regclass('postrider.' || leaf) IS NOT NULL THEN
+    -- Not to_regclass: it may remember its first answer.
+    IF EXISTS (SELECT FROM pg_class c WHERE c.relname = leaf AND c.relnamespace = 'postrider'::regnamespace) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE postrider.%I (LIKE postrider.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION)', leaf, parent);
@@ -255,6 +256,9 @@ DECLARE
     leaf    text;
     retired integer := 0;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('postrider.retire')) THEN
+        RETURN 0; -- another scheduler is at it
+    END IF;
     FOR leaf IN
         SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'postrider.contents'::regclass
@@ -283,6 +287,9 @@ DECLARE
     open    boolean;
     retired integer := 0;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('postrider.retire')) THEN
+        RETURN 0; -- another scheduler is at it
+    END IF;
     FOR day IN
         SELECT right(c.relname, 8) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'postrider.recipients'::regclass

@@ -24,7 +24,8 @@ BEGIN
 
     GRANT SELECT ON postrider.messages, postrider.contents, postrider.contents_kept, postrider.recipients TO postrider_delivery;
     GRANT UPDATE ON postrider.recipients TO postrider_delivery;
-    GRANT INSERT ON postrider.attempts, postrider.reports TO postrider_delivery;
+    GRANT SELECT, INSERT, UPDATE ON postrider.attempts TO postrider_delivery;
+    GRANT INSERT ON postrider.reports TO postrider_delivery;
     GRANT SELECT, INSERT, UPDATE ON postrider.workers, postrider.slots, postrider.sites, postrider.routes TO postrider_delivery;
 
     -- The scheduler moves contents, drops partitions and sums the accounts.

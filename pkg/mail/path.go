@@ -29,11 +29,17 @@ func (p ForwardPath) String() string { return "<" + string(p) + ">" }
 // DomainText returns the part behind the last "@" as the client wrote it, or
 // "" if there is none. A domain has no "@", so a quoted local-part that has
 // one does no harm.
-func (p ForwardPath) DomainText() string { return string(p)[strings.LastIndexByte(string(p), '@')+1:] }
+func (p ForwardPath) DomainText() string { return domainText(string(p)) }
 
 // DomainText is as ForwardPath.DomainText.
-func (p ReversePath) DomainText() string {
-	return string(p)[strings.LastIndexByte(string(p), '@')+1:]
+func (p ReversePath) DomainText() string { return domainText(string(p)) }
+
+func domainText(path string) string {
+	at := strings.LastIndexByte(path, '@')
+	if at < 0 {
+		return ""
+	}
+	return path[at+1:]
 }
 
 // Domain is a domain name in lower-case A-label form without a final dot, or

@@ -379,3 +379,23 @@ func TestOperatorsMustSayWhat(t *testing.T) {
 		t.Error("hold() without a filter held the whole queue")
 	}
 }
+
+func TestSettleOfAForgottenClaim(t *testing.T) {
+	f := setup(t)
+	forgotten, taken := submission(1), submission(1)
+	f.accept(t, forgotten, taken)
+	w, other := f.worker(t), f.worker(t)
+	mine, late := f.claim(t, w, forgotten), f.claim(t, w, taken)
+	// Postgres died before the commit of the claims was on disk.
+	f.exec(t, "UPDATE recipients SET attempt = 0, worker_id = NULL, rung = true")
+	f.claim(t, other, taken)
+	if lost := f.settle(t, w, settlement(mine, relayed), settlement(late, relayed)); lost != 1 {
+		t.Errorf("lost %d outcomes, want only that of the recipient that was claimed anew", lost)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM history WHERE uncertain AND queue_id = $1", taken.ID); n != 1 {
+		t.Errorf("%d marks on the recipient that may be relayed twice, want 1", n)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE state = 'relayed' AND attempt = 1 AND tries = 0"); n != 1 {
+		t.Errorf("%d recipients relayed, want 1", n)
+	}
+}

@@ -25,7 +25,7 @@ type RingOptions struct {
 // oldest hint has waited, so that a long backlog costs few updates.
 const ringRows = `WITH due AS (
     SELECT r.queue_id, r.recipient_no,
-           r.rung AND r.next_attempt_at - $3::interval >= $2::timestamptz AS late
+           r.rung AND r.next_attempt_at - $3::interval >= $2::timestamptz - interval '2 seconds' AS late
     FROM recipients r
     WHERE r.next_attempt_at <= now()
       AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL

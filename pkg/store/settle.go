@@ -31,23 +31,27 @@ type settleColumns struct {
 }
 
 // A row that is no longer the worker's is left alone: whoever has it now
-// settles it. $1 is NULL for rows that nobody claimed. A delay never goes
-// past the expiry.
+// settles it. $1 is NULL for rows that nobody claimed. A row that stands as it
+// did before the claim is the worker's too: a crash of Postgres forgot the
+// claim, whose commit had not waited for the disk, and nobody has claimed the
+// row since. A delay never goes past the expiry.
 const settleRows = `WITH settled AS (
     UPDATE recipients_%s r
     SET state           = t.state::recipient_state,
-        attempt         = r.attempt + CASE WHEN $1::integer IS NULL THEN 1 ELSE 0 END,
+        attempt         = t.attempt + CASE WHEN $1::integer IS NULL THEN 1 ELSE 0 END,
         next_attempt_at = CASE WHEN t.next_attempt_at IS NOT NULL THEN least(t.next_attempt_at, r.expires_at) END,
         final_at        = CASE WHEN t.next_attempt_at IS NULL THEN now() END,
         tries           = r.tries + t.tried,
         worker_id       = NULL,
+        slot            = NULL,
         dispatched      = false,
         rung            = false,
         final_reported  = t.next_attempt_at IS NULL AND t.report_at IS NULL
     FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::timestamptz[], $7::smallint[], $8::timestamptz[], $9::text[])
          AS t (queue_id, recipient_no, attempt, state, next_attempt_at, tried, report_at, kind)
-    WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
-      AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
+    WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.state = 'queued'
+      AND (r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1
+           OR r.attempt = t.attempt - 1 AND r.worker_id IS NULL AND $1 IS NOT NULL)
     RETURNING r.queue_id, r.recipient_no, t.report_at, t.kind),
 due AS (
     INSERT INTO reports (queue_id, kind, due_at)
@@ -95,18 +99,45 @@ func (s *Store) settle(ctx context.Context, worker *mail.WorkerID, settlements [
 	if err := s.durable.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
 	}
-	return len(rows) - len(won), nil
+	lost := len(rows) - len(won)
+	if lost > 0 {
+		if err := s.markTwice(ctx, rows, won); err != nil {
+			return lost, fmt.Errorf("settle: %w", err)
+		}
+	}
+	return lost, nil
+}
+
+// markTwice marks the history of recipients that were relayed although
+// somebody else has them now: they may be, or have been, relayed twice.
+func (s *Store) markTwice(ctx context.Context, rows []settledRow, won map[rowKey]bool) error {
+	const q = `UPDATE attempts a SET uncertain = true
+FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS t (queue_id, recipient_no, attempt)
+WHERE a.queue_id = t.queue_id AND a.attempt = t.attempt AND t.recipient_no = ANY (a.recipient_nos) AND a.action = 'relayed'`
+	var c columns
+	for _, r := range rows {
+		if r.outcome.Action == mail.Relayed && !won[r.rowKey] {
+			c.ids = append(c.ids, r.id)
+			c.nos = append(c.nos, r.no)
+			c.attempts = append(c.attempts, r.outcome.Attempt)
+		}
+	}
+	if len(c.ids) == 0 {
+		return nil
+	}
+	_, err := s.durable.Exec(ctx, q, c.ids, c.nos, c.attempts)
+	return err
 }
 
 func settleColumnsOf(rows []settledRow) (c settleColumns) {
 	for _, r := range rows {
 		o := r.outcome
-		state, next, tried, kind := string(o.Action), (*time.Time)(nil), int16(1), "final"
+		state, next, tried, kind := string(o.Action), (*time.Time)(nil), int16(0), "final"
 		if o.Action == mail.Delayed {
 			state, next, kind = "queued", &o.NextAttemptAt, "delay"
-		}
-		if o.Untried {
-			tried = 0
+			if !o.Untried {
+				tried = 1
+			}
 		}
 		c.ids = append(c.ids, r.id)
 		c.nos = append(c.nos, r.no)

@@ -344,3 +344,28 @@ func TestOpenContentOfNothing(t *testing.T) {
 		t.Error("read content of a message that does not exist")
 	}
 }
+
+func TestPing(t *testing.T) {
+	f := setup(t)
+	if err := f.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	f.exec(t, "DROP SCHEMA postrider CASCADE")
+	if err := f.Ping(t.Context()); err == nil {
+		t.Error("ready without the schema")
+	}
+}
+
+func TestEnsurePartitions(t *testing.T) {
+	f := setup(t)
+	from := time.Now().Add(100 * 24 * time.Hour)
+	for range 2 { // the second time there is nothing to do
+		if err := f.EnsurePartitions(t.Context(), from, from.Add(24*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leaf := "contents_" + from.UTC().Format("2006010215")
+	if n := one[int](t, f, "SELECT count(*) FROM pg_class WHERE relname = $1", leaf); n != 1 {
+		t.Errorf("%s was not made", leaf)
+	}
+}

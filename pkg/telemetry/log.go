@@ -129,6 +129,9 @@ func Settled(s *mail.Settlement) {
 			slog.String("tls", s.Transaction.TLS),
 			slog.Bool("uncertain", o.Uncertain),
 			slog.Duration("duration", s.Transaction.Duration))
+		if o.Action == mail.Failed && s.Message.Envelope.ReversePath.IsNull() {
+			Unreported(&s.Message, "double bounce: the reverse-path is null")
+		}
 	}
 }
 

@@ -136,7 +136,7 @@ func (r *resolver) waveOf(b *batch, ways map[mail.Domain]way) wave {
 		recipient := m.Recipients[p.recipient]
 		b.left[p.message]--
 		if trouble := ways[recipient.Domain].trouble; trouble != nil {
-			w.settle(b, m, r.outcome(recipient, *trouble))
+			w.settle(b, m, r.outcome(m.Message, recipient, *trouble))
 			b.note(p.message, "trouble", attribute.String("status", trouble.Status.String()), attribute.String("why", trouble.Text))
 			continue
 		}

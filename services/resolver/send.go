@@ -95,7 +95,8 @@ func (r *resolver) settle(ctx context.Context, settlements []mail.Settlement) er
 }
 
 // outcome turns a trouble with a domain into the outcome of one recipient.
-func (r *resolver) outcome(p mail.Pending, trouble mx.Trouble) mail.Outcome {
+func (r *resolver) outcome(m mail.Message, p mail.Pending, trouble mx.Trouble) mail.Outcome {
+	v := r.shaping.For(p.Domain, "", nil)
 	o := mail.Outcome{
 		RecipientNo: p.No,
 		Attempt:     p.Attempt,
@@ -106,8 +107,8 @@ func (r *resolver) outcome(p mail.Pending, trouble mx.Trouble) mail.Outcome {
 	}
 	if !trouble.Permanent {
 		o.Action = mail.Delayed
-		schedule := r.shaping.For(p.Domain, "", nil).RetrySchedule
-		o.NextAttemptAt = schedule.NextAttempt(time.Now(), p.ExpiresAt, p.Tries, rand.Float64)
+		o.NextAttemptAt = v.RetrySchedule.NextAttempt(time.Now(), p.ExpiresAt, p.Tries, rand.Float64)
 	}
+	o.PlanReport(m, p, v.DelayNoticeAfter, false)
 	return o
 }
