@@ -340,7 +340,9 @@ func TestPostgresAway(t *testing.T) {
 	if err := pg.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	mu.Lock()
 	before := len(sent)
+	mu.Unlock()
 	wait(func() bool { return len(sent) > before+50 })
 	close(stop)
 	wg.Wait()
