@@ -82,9 +82,10 @@ func (s *site) hasOther(j *job) bool {
 // unreached says that no host of a route could be reached. It returns the
 // jobs to be parked when that ended the attempts for now: they wait in
 // Postgres until a probe gets through.
-func (s *site) unreached() []*job {
+func (s *site) unreached(o outage) []*job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.outage = o
 	if !s.breaker.unreached(time.Now(), s.longest) {
 		s.dispatch()
 		return nil

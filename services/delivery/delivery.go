@@ -54,7 +54,7 @@ type worker struct {
 	claims  *batcher[*claim]
 	loads   *batcher[*load]
 	settles *batcher[mail.Settlement]
-	aside   *batcher[[]*job]
+	aside   *batcher[aside]
 	pulls   chan pullOrder
 	lookNow chan struct{} // holds at most one signal
 

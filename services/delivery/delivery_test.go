@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,13 +199,25 @@ func TestDeadSiteIsProbedAndItsBacklogWakes(t *testing.T) {
 		sites, err := r.db.QueueBySite(t.Context())
 		return err == nil && len(sites) == 1 && sites[0].Parked >= 40
 	})
+	r.accept(10, message{domain: "example.test"})
+	r.ring()
+	r.until("mail that comes later is parked too, and it is said why", 10*time.Second, func() bool {
+		rows, err := r.db.Queue(t.Context(), store.Filter{}, 100)
+		said := 0
+		for _, row := range rows {
+			if row.Place == "parked" && strings.Contains(row.LastReply, "connection refused") {
+				said++
+			}
+		}
+		return err == nil && said >= 50
+	})
 	mx := smtptest.Start(t, smtptest.Script{Address: addr.String()})
 	r.conduct()
-	if a := r.drained(20 * time.Second); a.Relayed != 50 {
-		t.Errorf("accounts %+v, want 50 relayed", a)
+	if a := r.drained(20 * time.Second); a.Relayed != 60 {
+		t.Errorf("accounts %+v, want 60 relayed", a)
 	}
-	if n := mx.Count(); n != 50 {
-		t.Errorf("%d messages arrived, want 50", n)
+	if n := mx.Count(); n != 60 {
+		t.Errorf("%d messages arrived, want 60", n)
 	}
 }
 

@@ -36,7 +36,8 @@ type admitted struct {
 // home. The frame may be acked when it returns nil: then row and lease are
 // the truth.
 func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) error {
-	var strangers, full []*mail.DeliveryRequest
+	var strangers, full, dead []*mail.DeliveryRequest
+	var outages []outage
 	c := &claim{done: make(chan error, 1)}
 	for _, r := range requests {
 		if len(r.Recipients) == 0 {
@@ -48,11 +49,14 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			continue
 		}
 		v := w.values(r)
-		if !s.admit(r, v) {
+		switch ok, why := s.admit(r, v); {
+		case ok:
+			c.admitted = append(c.admitted, admitted{s, r, v.RecipientsPerTransaction})
+		case why != nil:
+			dead, outages = append(dead, r), append(outages, *why)
+		default:
 			full = append(full, r)
-			continue
 		}
-		c.admitted = append(c.admitted, admitted{s, r, v.RecipientsPerTransaction})
 	}
 	if len(c.admitted) > 0 {
 		select {
@@ -62,7 +66,8 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			return context.Cause(ctx)
 		}
 	}
-	if err := w.park(ctx, append(full, w.passOn(ctx, strangers)...)); err != nil {
+	err := errors.Join(w.park(ctx, append(full, w.passOn(ctx, strangers)...)), w.shelve(ctx, dead, outages))
+	if err != nil {
 		return err
 	}
 	if len(c.admitted) == 0 {
@@ -168,24 +173,35 @@ func (w *worker) park(ctx context.Context, requests []*mail.DeliveryRequest) err
 // layAside lays jobs aside that this worker has claimed, for the next home.
 func (w *worker) layAside(jobs []*job) {
 	if len(jobs) > 0 {
-		w.aside.in <- jobs
+		w.aside.in <- aside{jobs: jobs}
 	}
+}
+
+// aside is jobs to be laid aside.
+type aside struct {
+	jobs []*job
+	why  *outage // nil unless no host of their site can be reached
 }
 
 // putAside parks jobs in Postgres. A worker that ends gives them back
 // instead: maybe there is no other, and they have waited for long before
 // there is one.
-func (w *worker) putAside(batch [][]*job) {
+func (w *worker) putAside(batch []aside) {
 	var all []*mail.DeliveryRequest
-	for _, jobs := range batch {
-		all = append(all, requestsOf(jobs)...)
+	var err error
+	for _, a := range batch {
+		if a.why != nil {
+			err = errors.Join(err, w.putDown(a.jobs, *a.why))
+			continue
+		}
+		all = append(all, requestsOf(a.jobs)...)
 	}
-	err := w.persist("lay aside", func(ctx context.Context) error {
+	err = errors.Join(err, w.persist("lay aside", func(ctx context.Context) error {
 		if w.taking.Err() != nil {
 			return w.store.GiveBack(ctx, w.id, all)
 		}
 		return w.store.Park(ctx, w.id, all)
-	})
+	}))
 	if err != nil {
 		slog.Warn("jobs not laid aside: they are taken back when the lease ends", "worker_id", w.id, "requests", len(all), "error", err)
 	}

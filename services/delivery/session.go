@@ -216,7 +216,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.site.blame(t.addr)
 		}
 		a.settleAll(answer, v)
-		a.layAside(a.site.unreached())
+		a.putDownAll(outage{answer, t, a.over})
 		return false
 	}
 	// No address is left: the sessions that broke had them all.
@@ -226,6 +226,14 @@ func (a *attempt) connect(ctx context.Context) bool {
 	}
 	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: level, last: true}))
 	return false
+}
+
+// putDownAll lays the other jobs of the site aside if this attempt was the one
+// that showed that no host can be reached.
+func (a *attempt) putDownAll(o outage) {
+	if jobs := a.site.unreached(o); len(jobs) > 0 {
+		a.aside.in <- aside{jobs, &o}
+	}
 }
 
 // waitToConnect waits until the connection rate of the site allows one more.

@@ -40,6 +40,7 @@ type site struct {
 	idle        []*session        // greeted sessions without work, longest idle first
 	failures    failures
 	breaker     breaker
+	outage      outage // the last time that no host was reached
 
 	suspendedUntil time.Time
 	stopped        bool // this process is no longer its home: nothing more goes out
@@ -76,21 +77,26 @@ func (s *site) room() int {
 
 // admit reserves room for the jobs of a request that is about to be claimed.
 // False means that it is to be parked: there is no room, or older mail of the
-// site is parked already and goes first. Mail of high priority does not wait
-// behind the parked.
-func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) bool {
+// site is parked already and goes first, or no host of the site can be
+// reached: then why is set. Mail of high priority does not wait behind the
+// parked.
+func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (ok bool, why *outage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heed(v)
 	s.idleTimeout = v.IdleTimeout
 	s.longest = v.RetrySchedule.Next(0, evenly)
-	if s.stopped || s.breaker.isOpen() || time.Now().Before(s.suspendedUntil) ||
-		s.parked && request.Message.Priority <= 0 || s.room() < 1 {
+	if s.breaker.isOpen() && !s.stopped {
 		s.parked = true
-		return false
+		o := s.outage
+		return false, &o
+	}
+	if s.stopped || time.Now().Before(s.suspendedUntil) || s.parked && request.Message.Priority <= 0 || s.room() < 1 {
+		s.parked = true
+		return false, nil
 	}
 	s.reserve(1)
-	return true
+	return true, nil
 }
 
 // reserve counts n jobs as coming; a negative n takes that back.
