@@ -254,6 +254,18 @@ func (s *scene) wantOnce(what string, r queued, state string, times int, uncerta
 		s.t.Errorf("%s of message %s is %s, want %s", what, r.id, r.state, state)
 	}
 	if times == 0 || times > 1 && !uncertain {
-		s.t.Errorf("%s of message %s arrived %d times (uncertain: %v)", what, r.id, times, uncertain)
+		s.t.Errorf("%s of message %s arrived %d times (uncertain: %v)%s", what, r.id, times, uncertain, s.story(r.id))
 	}
+}
+
+// story is what the history says of a message, for a failure.
+func (s *scene) story(id string) string {
+	var text string
+	err := s.DB.QueryRow(s.t.Context(), `SELECT coalesce(string_agg(format(E'\n    %s worker %s attempt %s %s at %s: %s %s, uncertain %s, untried %s',
+			h.started_at, h.worker_id, h.attempt, h.action, h.phase, h.reply_code, h.reply, h.uncertain, h.untried), '' ORDER BY h.started_at), ' no history')
+		FROM postrider.history h WHERE h.queue_id = $1`, id).Scan(&text)
+	if err != nil {
+		return " (" + err.Error() + ")"
+	}
+	return text
 }
