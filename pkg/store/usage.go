@@ -37,16 +37,20 @@ func (s *Store) AddUsage(ctx context.Context, add []Usage) (credentials, tenants
 		    recipients = u.recipients + excluded.recipients,
 		    bytes = u.bytes + excluded.bytes`
 	const read = `
+		WITH a AS (
+			SELECT day, tenant, credential, no
+			FROM unnest(@days::date[], @tenants::text[], @credentials::text[]) WITH ORDINALITY AS a (day, tenant, credential, no)),
+		t AS (
+			SELECT u.day, u.tenant, sum(u.messages)::bigint AS messages, sum(u.recipients)::bigint AS recipients, sum(u.bytes)::bigint AS bytes
+			FROM usage u
+			JOIN (SELECT DISTINCT day, tenant FROM a) d USING (day, tenant)
+			GROUP BY u.day, u.tenant)
 		SELECT a.day, a.tenant, a.credential,
-		       coalesce(sum(u.messages) FILTER (WHERE u.credential = a.credential), 0)::bigint,
-		       coalesce(sum(u.recipients) FILTER (WHERE u.credential = a.credential), 0)::bigint,
-		       coalesce(sum(u.bytes) FILTER (WHERE u.credential = a.credential), 0)::bigint,
-		       coalesce(sum(u.messages), 0)::bigint,
-		       coalesce(sum(u.recipients), 0)::bigint,
-		       coalesce(sum(u.bytes), 0)::bigint
-		FROM unnest(@days::date[], @tenants::text[], @credentials::text[]) WITH ORDINALITY AS a (day, tenant, credential, no)
-		LEFT JOIN usage u ON u.day = a.day AND u.tenant = a.tenant
-		GROUP BY a.no, a.day, a.tenant, a.credential
+		       coalesce(c.messages, 0), coalesce(c.recipients, 0), coalesce(c.bytes, 0),
+		       coalesce(t.messages, 0), coalesce(t.recipients, 0), coalesce(t.bytes, 0)
+		FROM a
+		LEFT JOIN usage c USING (day, tenant, credential)
+		LEFT JOIN t USING (day, tenant)
 		ORDER BY a.no`
 	args := usageArgs(add)
 	err = inTx(ctx, s.plain, func(tx pgx.Tx) error {

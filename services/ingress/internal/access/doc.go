@@ -6,7 +6,7 @@
 //
 // # Promises
 //
-// A change in Postgres takes effect within five seconds (rowLife). Whatever is
+// A change in Postgres takes effect within three seconds (rowLife). Whatever is
 // wrong with a credential, the answer is ErrRefused, after the same work: a
 // user that does not exist costs the hash of a password too, and has SCRAM
 // salts like everybody else. Who fails too often waits longer each time, then

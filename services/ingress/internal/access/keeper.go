@@ -2,26 +2,185 @@ package access
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/postrider/postrider/pkg/auth"
+	"github.com/postrider/postrider/pkg/store"
 )
 
-var errUnfinished = errors.New("access: being built")
+const (
+	// rowLife is how old what we know of a credential may be.
+	rowLife = 3 * time.Second
+
+	// verifiedLife is how long a password that was verified is known again
+	// without a hash. It is kept under a keyed hash together with the stored
+	// hash, so a changed password is not known.
+	verifiedLife = 5 * time.Minute
+
+	memoSize = 20_000 // entries of each memo
+)
+
+// accessStore keeps credentials and counts. *store.Store is one.
+type accessStore interface {
+	Grant(ctx context.Context, name string) (store.Grant, error)
+	GrantOfKey(ctx context.Context, sha256 [32]byte) (store.Grant, error)
+	GrantOfCertificate(ctx context.Context, certificates []string) (store.Grant, error)
+	Standings(ctx context.Context, keys []string) ([]store.Standing, error)
+	AuthFailed(ctx context.Context, keys []string) ([]float64, error)
+	AuthSucceeded(ctx context.Context, key string) error
+	ForgetAuth(ctx context.Context, clients time.Time) (int64, error)
+	Decoy(ctx context.Context) ([]byte, error)
+	AddUsage(ctx context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error)
+}
+
+// Config is how strict the keeper is.
+type Config struct {
+	MaxFailures int `envconfig:"AUTH_MAX_FAILURES" default:"10" desc:"Failures to authenticate from one address (a /64 of IPv6), at all ingress processes together, after which it gets 421; a user has twice as many. Half are forgotten in 15 minutes."`
+	Parallel    int `envconfig:"AUTH_PARALLEL" default:"2" desc:"Passwords that a process verifies at a time; each takes 19 MiB and a core for about 20 ms."`
+}
+
+// Validate reports every setting that cannot work.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.MaxFailures < 2 || c.MaxFailures > 1000 {
+		errs = append(errs, fmt.Errorf("POSTRIDER_AUTH_MAX_FAILURES is %d, want 2 to 1000", c.MaxFailures))
+	}
+	if c.Parallel < 1 || c.Parallel > 256 {
+		errs = append(errs, fmt.Errorf("POSTRIDER_AUTH_PARALLEL is %d, want 1 to 256", c.Parallel))
+	}
+	return errors.Join(errs...)
+}
 
 // Keeper knows the credentials, and counts what clients send. Its methods are
 // safe for concurrent use. Errors other than ErrRefused, *TooManyError and
 // *QuotaError are temporary: 454 4.7.0, HTTP 503.
-type Keeper struct{}
+type Keeper struct {
+	store    accessStore
+	hasher   *auth.Hasher
+	guard    guard
+	meter    *meter
+	metrics  *metrics
+	grants   *memo[found] // by name, "key" and its hash, "certificate" and its names
+	verified *memo[struct{}]
+	secret   [32]byte // of the keyed hashes
+	attempts singleflight.Group
+
+	decoyMu sync.Mutex
+	decoy   []byte // guarded by decoyMu; nil until it was read
+}
+
+// found is what a look-up of a credential found, perhaps nothing.
+type found struct {
+	grant  store.Grant
+	exists bool
+}
+
+// New returns a Keeper. Run must run while it is used.
+func New(db accessStore, cfg Config) (*Keeper, error) {
+	k := &Keeper{
+		store: db, hasher: auth.NewHasher(cfg.Parallel), guard: guard{db, cfg.MaxFailures}, meter: newMeter(db), metrics: newMetrics(),
+	}
+	var err error
+	if k.grants, err = newMemo[found](memoSize, rowLife); err != nil {
+		return nil, fmt.Errorf("access: %w", err)
+	}
+	if k.verified, err = newMemo[struct{}](memoSize, verifiedLife); err != nil {
+		return nil, fmt.Errorf("access: %w", err)
+	}
+	rand.Read(k.secret[:]) //nolint:errcheck // it never fails: crypto/rand ends the process instead
+	return k, nil
+}
 
 // Password verifies user and password of AUTH PLAIN or LOGIN. It may take
 // seconds when the client or the user has failed before.
 func (k *Keeper) Password(ctx context.Context, client netip.Addr, user, password string) (Identity, error) {
-	return Identity{}, errUnfinished
+	id, err := k.password(ctx, client, user, password)
+	k.metrics.attempt(ByPassword, err)
+	return id, err
 }
 
-// APIKey verifies the key of an HTTP client ("pr_...").
+func (k *Keeper) password(ctx context.Context, client netip.Addr, user, password string) (Identity, error) {
+	f, err := k.named(ctx, user)
+	if err != nil {
+		return Identity{}, err
+	}
+	cause := f.unusable(store.PasswordCredential, client)
+	known := k.keyed("verified", f.grant.Credential.Password, password)
+	if _, ok := k.verified.entries.GetIfPresent(known); ok && cause == "" {
+		return newIdentity(f.grant, ByPassword), nil
+	}
+	// Many connections that a client opens at once cost one hash, and when
+	// they are wrong they are one failure.
+	attempt := k.keyed("attempt", user, password, network(client).String())
+	return share(ctx, &k.attempts, attempt, func(ctx context.Context) (Identity, error) {
+		at, err := k.guard.look(ctx, client, usable(user))
+		if err != nil {
+			return Identity{}, err
+		}
+		// Whatever is wrong, a hash is computed.
+		ok, err := k.hasher.Verify(ctx, f.grant.Credential.Password, password)
+		if err != nil {
+			return Identity{}, fmt.Errorf("credential %q: %w", user, err)
+		}
+		if !ok && cause == "" {
+			cause = "wrong password"
+		}
+		if cause != "" {
+			refusal(ByPassword, client, user, cause)
+			return Identity{}, k.guard.failed(ctx, at)
+		}
+		if err := k.guard.succeeded(ctx, at); err != nil {
+			return Identity{}, err
+		}
+		k.verified.entries.Set(known, struct{}{})
+		return newIdentity(f.grant, ByPassword), nil
+	})
+}
+
+// APIKey verifies the key of an HTTP client ("pr_..."). It may take seconds
+// when the client has failed before.
 func (k *Keeper) APIKey(ctx context.Context, client netip.Addr, key string) (Identity, error) {
-	return Identity{}, errUnfinished
+	id, err := k.apiKey(ctx, client, key)
+	k.metrics.attempt(ByAPIKey, err)
+	return id, err
+}
+
+func (k *Keeper) apiKey(ctx context.Context, client netip.Addr, key string) (Identity, error) {
+	var f found
+	sum, ok := auth.KeySum(key)
+	if ok {
+		var err error
+		f, err = k.lookUp(ctx, "key "+string(sum[:]), func(ctx context.Context) (store.Grant, error) {
+			return k.store.GrantOfKey(ctx, sum)
+		})
+		if err != nil {
+			return Identity{}, err
+		}
+	}
+	cause := f.unusable(store.APIKeyCredential, client)
+	if cause == "" {
+		return newIdentity(f.grant, ByAPIKey), nil
+	}
+	at, err := k.guard.look(ctx, client, "")
+	if err != nil {
+		return Identity{}, err
+	}
+	refusal(ByAPIKey, client, f.grant.Credential.Name, cause)
+	return Identity{}, k.guard.failed(ctx, at)
 }
 
 // Certificate is what a client showed in its TLS handshake.
@@ -30,51 +189,116 @@ type Certificate struct {
 	Names  []string // its DNS names, only if its chain was verified; else none
 }
 
-// Certificate finds who a client certificate stands for.
+// Certificate finds who a client certificate stands for. TLS has proved that
+// the client has the key, so there is nothing to guess and nobody waits.
 func (k *Keeper) Certificate(ctx context.Context, client netip.Addr, c Certificate) (Identity, error) {
-	return Identity{}, errUnfinished
+	names := []string{auth.CertificateName(c.SHA256)}
+	for _, name := range c.Names {
+		names = append(names, strings.ToLower(name))
+	}
+	f, err := k.lookUp(ctx, "certificate "+strings.Join(names, " "), func(ctx context.Context) (store.Grant, error) {
+		return k.store.GrantOfCertificate(ctx, names)
+	})
+	var id Identity
+	if err == nil {
+		if cause := f.unusable(store.CertificateCredential, client); cause == "" {
+			id = newIdentity(f.grant, ByCertificate)
+		} else {
+			refusal(ByCertificate, client, f.grant.Credential.Name, cause)
+			err = ErrRefused
+		}
+	}
+	k.metrics.attempt(ByCertificate, err)
+	return id, err
 }
-
-// Exchange is one SCRAM-SHA-256 exchange. It is used by one goroutine.
-type Exchange struct{}
-
-// Step takes a message of the client (not base64) and returns ours. done
-// tells that the exchange has succeeded: reply is then the server's signature,
-// to which the client answers with an empty line before the 235. Errors as of
-// Password.
-func (e *Exchange) Step(ctx context.Context, message string) (reply string, done bool, err error) {
-	return "", false, errUnfinished
-}
-
-// Identity returns who the client is, after Step was done.
-func (e *Exchange) Identity() Identity { return Identity{} }
-
-// Binding binds an exchange to its TLS connection (tls-exporter, RFC 9266).
-type Binding struct {
-	Exporter []byte // tls.ConnectionState.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32); nil: -PLUS was not offered
-	Required bool   // the client chose SCRAM-SHA-256-PLUS
-}
-
-// SCRAM begins an exchange.
-func (k *Keeper) SCRAM(client netip.Addr, binding Binding) *Exchange { return &Exchange{} }
 
 // Renew returns the identity as it is now: call it for each message of a
-// connection that lasts. ErrRefused: it was disabled or deleted, or has
-// expired, since; end the session.
+// connection that lasts. ErrRefused: the credential was disabled, deleted or
+// given another secret since, or has expired; end the session.
 func (k *Keeper) Renew(ctx context.Context, client netip.Addr, id Identity) (Identity, error) {
-	return id, errUnfinished
+	if id.Method == ByNetwork {
+		return id, nil
+	}
+	f, err := k.named(ctx, id.Credential)
+	if err != nil {
+		return Identity{}, err
+	}
+	was, is := id.grant.Credential, f.grant.Credential
+	cause := f.unusable(was.Kind, client)
+	if cause == "" && (was.Password != is.Password || subtle.ConstantTimeCompare(was.KeySHA256, is.KeySHA256) == 0 || was.Certificate != is.Certificate) {
+		cause = "another secret since"
+	}
+	if cause != "" {
+		refusal(id.Method, client, id.Credential, cause)
+		return Identity{}, ErrRefused
+	}
+	return newIdentity(f.grant, id.Method), nil
 }
 
-// Take counts one message against the rates and quotas of the identity, or
-// returns a *QuotaError and counts nothing. Of an identity without a tenant
-// nothing is counted.
-func (k *Keeper) Take(ctx context.Context, id Identity, recipients int, bytes int64) error {
-	return errUnfinished
+// named looks up a credential by the name that a client gives.
+func (k *Keeper) named(ctx context.Context, user string) (found, error) {
+	if usable(user) == "" {
+		return found{}, nil
+	}
+	return k.lookUp(ctx, "name "+user, func(ctx context.Context) (store.Grant, error) { return k.store.Grant(ctx, user) })
 }
 
-// GiveBack undoes Take for a message that was not accepted after all.
-func (k *Keeper) GiveBack(id Identity, recipients int, bytes int64) {}
+func (k *Keeper) lookUp(ctx context.Context, key string, find func(context.Context) (store.Grant, error)) (found, error) {
+	return k.grants.get(ctx, key, func(ctx context.Context) (found, error) {
+		g, err := find(ctx)
+		if errors.Is(err, store.ErrNotFound) {
+			return found{}, nil
+		}
+		return found{g, err == nil}, err
+	})
+}
 
-// Run writes what was taken to Postgres until ctx is done, and once more
-// then: it must outlive the sessions.
-func (k *Keeper) Run(ctx context.Context) error { return errUnfinished }
+// unusable says why a credential does not do for the client; "": it does.
+func (f found) unusable(kind store.CredentialKind, client netip.Addr) string {
+	c := f.grant.Credential
+	switch {
+	case !f.exists:
+		return "unknown"
+	case c.Kind != kind:
+		return "credential of another kind"
+	case c.Disabled:
+		return "disabled"
+	case !c.ExpiresAt.IsZero() && !time.Now().Before(c.ExpiresAt):
+		return "expired"
+	case len(c.Networks) > 0 && !contains(c.Networks, client):
+		return "client network not allowed"
+	}
+	return ""
+}
+
+func contains(networks []netip.Prefix, client netip.Addr) bool {
+	client = client.Unmap().WithZone("")
+	for _, n := range networks {
+		if n.Contains(client) {
+			return true
+		}
+	}
+	return false
+}
+
+// usable returns user, or "" if no credential can have this name.
+func usable(user string) string {
+	if !utf8.ValidString(user) || utf8.RuneCountInString(user) > 255 || strings.ContainsFunc(user, unicode.IsControl) {
+		return ""
+	}
+	return user
+}
+
+// keyed returns a hash of the parts that says nothing to who has not our key.
+func (k *Keeper) keyed(parts ...string) string {
+	mac := hmac.New(sha256.New, k.secret[:])
+	for _, p := range parts {
+		fmt.Fprintf(mac, "%d:%s", len(p), p)
+	}
+	return string(mac.Sum(nil))
+}
+
+// refusal tells operators what clients are not told.
+func refusal(method Method, client netip.Addr, user, cause string) {
+	slog.Info("authentication refused", "method", string(method), "client", client.String(), "user", user, "cause", cause)
+}
