@@ -143,7 +143,7 @@ func (b *Bus) Close() {
 // Ping makes a round trip to NATS, within 2 s or until ctx is done, and
 // checks that the streams are there.
 func (b *Bus) Ping(ctx context.Context) error {
-	if up, why, _ := b.state(); !up {
+	if up, _, why := b.state(); !up {
 		return fmt.Errorf("%w: %w", ErrDown, why)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -166,19 +166,19 @@ func (b *Bus) Up() bool {
 // received are one signal.
 func (b *Bus) Lost() <-chan struct{} { return b.lost }
 
-// state returns whether the bus is up, why not, and the context that is done
-// when that changes.
-func (b *Bus) state() (up bool, why error, period context.Context) {
+// state returns whether the bus is up, the context that is done when that
+// changes, and why it is not up.
+func (b *Bus) state() (up bool, period context.Context, why error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.up, b.why, b.period
+	return b.up, b.period, b.why
 }
 
 // request bounds one request to JetStream: an answer does not come once the
 // connection is lost.
 func (b *Bus) request(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	_, _, period := b.state()
+	_, period, _ := b.state()
 	forget := context.AfterFunc(period, cancel)
 	return ctx, func() {
 		forget()

@@ -108,7 +108,7 @@ func (b *Bus) readySubscription(worker mail.WorkerID, options []Option) *subscri
 // is up with the same streams.
 func (s *subscription) consume(ctx context.Context, handle handler) error {
 	for ctx.Err() == nil {
-		up, _, period := s.bus.state()
+		up, period, _ := s.bus.state()
 		if !up {
 			wait(ctx, period.Done(), 0)
 			continue

@@ -155,7 +155,7 @@ func (k *keeper) ensure(ctx context.Context, want jetstream.StreamConfig) (anew 
 // still waits in the streams or is in a consumer's hands: rows rung since then
 // may still be on their way. The zero time says that none waits.
 func (b *Bus) OldestHint(ctx context.Context) (time.Time, error) {
-	if up, why, _ := b.state(); !up {
+	if up, _, why := b.state(); !up {
 		return time.Time{}, fmt.Errorf("oldest hint: %w: %w", ErrDown, why)
 	}
 	var oldest time.Time

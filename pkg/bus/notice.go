@@ -38,7 +38,7 @@ func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Cont
 		return fmt.Errorf("watch %s: %w", topic, err)
 	}
 	defer sub.Unsubscribe() //nolint:errcheck // fails only if the connection is closed
-	_, _, period := b.state()
+	_, period, _ := b.state()
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,7 +46,7 @@ func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Cont
 		case <-noticed:
 		case <-period.Done():
 			var up bool
-			if up, _, period = b.state(); !up {
+			if up, period, _ = b.state(); !up {
 				continue
 			}
 		}

@@ -52,7 +52,7 @@ func (b *Bus) publish(ctx context.Context, subject string, fill func(*framer) er
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("publish %s: %w", subject, err)
 	}
-	if up, why, _ := b.state(); !up {
+	if up, _, why := b.state(); !up {
 		b.metrics.refused(ctx)
 		return fmt.Errorf("publish %s: %w: %w", subject, ErrDown, why)
 	}
