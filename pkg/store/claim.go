@@ -55,13 +55,22 @@ func columnsOf(rows []fencedRow) (c columns) {
 	return c
 }
 
+// fence names one recipient at one point of its life.
+type fence struct {
+	rowKey
+	attempt int32
+}
+
 // keep leaves in each request the recipients that are in won, with added to
-// their fence.
-func keep(reqs []*mail.DeliveryRequest, won map[rowKey]bool, added int32) {
+// their fence. A recipient that stands in several requests, because its hint
+// was repeated, stays in one of them.
+func keep(reqs []*mail.DeliveryRequest, won map[fence]bool, added int32) {
 	for _, req := range reqs {
 		kept := req.Recipients[:0]
 		for _, r := range req.Recipients {
-			if won[rowKey{req.Message.ID, r.No}] {
+			f := fence{rowKey{req.Message.ID, r.No}, r.Attempt}
+			if won[f] {
+				delete(won, f)
 				r.Attempt += added
 				kept = append(kept, r)
 			}
@@ -76,7 +85,7 @@ SET attempt = r.attempt + 1, worker_id = $1, slot = NULL, rung = false, site = t
 FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[]) AS t (queue_id, recipient_no, attempt, site)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NULL AND r.state = 'queued'
-RETURNING r.queue_id, r.recipient_no`
+RETURNING r.queue_id, r.recipient_no, t.attempt`
 
 // Claim makes the worker the one that may try these recipients. Each request
 // keeps only the recipients that were won, which may be none; their Attempt
@@ -95,16 +104,16 @@ func (s *Store) Claim(ctx context.Context, worker mail.WorkerID, reqs []*mail.De
 
 // fenced runs one statement per leaf over the recipients of the requests, in
 // one round trip, and returns those that the statement returned.
-func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(leaf string, c columns) (string, []any)) (map[rowKey]bool, error) {
+func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(leaf string, c columns) (string, []any)) (map[fence]bool, error) {
 	rows := rowsOf(reqs)
-	won := make(map[rowKey]bool, len(rows))
+	won := make(map[fence]bool, len(rows))
 	if len(rows) == 0 {
 		return won, nil
 	}
 	batch := &pgx.Batch{}
 	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
 		sql, args := statement(b.leaf, columnsOf(b.items))
-		batch.Queue(sql, args...).Query(collectKeys(won))
+		batch.Queue(sql, args...).Query(collectFences(won))
 	}
 	err := s.relaxed.SendBatch(ctx, batch).Close()
 	if hasCode(err, undefinedTable) {
@@ -120,8 +129,8 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statem
 
 // fencedEach runs the requests one by one, so that a dropped partition costs
 // only the requests that name it.
-func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(string, columns) (string, []any)) (map[rowKey]bool, error) {
-	all := map[rowKey]bool{}
+func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(string, columns) (string, []any)) (map[fence]bool, error) {
+	all := map[fence]bool{}
 	for i := range reqs {
 		won, err := s.fenced(ctx, reqs[i:i+1], statement)
 		if err != nil {
@@ -134,11 +143,11 @@ func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st
 	return all, nil
 }
 
-func collectKeys(won map[rowKey]bool) func(pgx.Rows) error {
+func collectFences(won map[fence]bool) func(pgx.Rows) error {
 	return func(rows pgx.Rows) error {
-		var k rowKey
-		_, err := pgx.ForEachRow(rows, []any{&k.id, &k.no}, func() error {
-			won[k] = true
+		var f fence
+		_, err := pgx.ForEachRow(rows, []any{&f.id, &f.no, &f.attempt}, func() error {
+			won[f] = true
 			return nil
 		})
 		return err
@@ -152,7 +161,7 @@ SET dispatched = true
 FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.expires_at > now()
-RETURNING r.queue_id, r.recipient_no`
+RETURNING r.queue_id, r.recipient_no, t.attempt`
 
 // LIMIT keeps the planner from reading all first chunks and joining them.
 const readHot = `SELECT t.queue_id, c.content
@@ -170,7 +179,7 @@ SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AN
 // (held, cancelled, expired, taken back) are dropped from their request.
 func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
 	rows := rowsOf(reqs)
-	won := make(map[rowKey]bool, len(rows))
+	won := make(map[fence]bool, len(rows))
 	contents := make(map[mail.QueueID][]byte, len(reqs))
 	collect := func(rows pgx.Rows) error {
 		var id mail.QueueID
@@ -185,7 +194,7 @@ func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail
 	batch := &pgx.Batch{}
 	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
 		c := columnsOf(b.items)
-		batch.Queue(fmt.Sprintf(dispatchRows, b.leaf), worker, c.ids, c.nos, c.attempts).Query(collectKeys(won))
+		batch.Queue(fmt.Sprintf(dispatchRows, b.leaf), worker, c.ids, c.nos, c.attempts).Query(collectFences(won))
 	}
 	var hot, aged []mail.QueueID
 	for _, req := range reqs {
@@ -272,7 +281,7 @@ SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
 FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
   AND r.worker_id IS NOT DISTINCT FROM $1
-RETURNING r.queue_id, r.recipient_no`
+RETURNING r.queue_id, r.recipient_no, t.attempt`
 
 // GiveBack makes claims that were not tried wait and be due at once, for
 // whoever is home next.

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -48,9 +47,4 @@ type leafBatch[T any] struct {
 type rowKey struct {
 	id mail.QueueID
 	no int32
-}
-
-// compareKeys orders rows as the primary key does.
-func compareKeys(a, b rowKey) int {
-	return cmp.Or(slices.Compare(a.id[:], b.id[:]), cmp.Compare(a.no, b.no))
 }

@@ -17,7 +17,7 @@ SET attempt = r.attempt + 1, worker_id = NULL, dispatched = false, rung = false,
 FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[]) AS t (queue_id, recipient_no, attempt, site, slot)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
-RETURNING r.queue_id, r.recipient_no`
+RETURNING r.queue_id, r.recipient_no, t.attempt`
 
 const saveRoute = `INSERT INTO routes (domain, site, route, expires_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::timestamptz[])

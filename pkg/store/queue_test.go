@@ -243,6 +243,9 @@ func TestSettleUnclaimed(t *testing.T) {
 			t.Errorf("lost %d, %v; want %d", lost, err, want)
 		}
 	}
+	if n := one[int](t, f, "SELECT count(*) FROM attempts"); n != 1 {
+		t.Errorf("%d rows of history, want 1", n)
+	}
 	if a := f.balanced(t); a.Failed != 1 {
 		t.Errorf("accounting %+v", a)
 	}
@@ -397,5 +400,40 @@ func TestSettleOfAForgottenClaim(t *testing.T) {
 	}
 	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE state = 'relayed' AND attempt = 1 AND tries = 0"); n != 1 {
 		t.Errorf("%d recipients relayed, want 1", n)
+	}
+}
+
+func TestRepeatedHintsInOneBatch(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	w := f.worker(t)
+	r := route("example.org")
+	twice := []*mail.DeliveryRequest{request(sub, r), request(sub, r)}
+	if err := f.Claim(t.Context(), w, twice); err != nil {
+		t.Fatal(err)
+	}
+	if len(twice[0].Recipients)+len(twice[1].Recipients) != 1 {
+		t.Fatalf("one recipient was claimed %d times in one batch", len(twice[0].Recipients)+len(twice[1].Recipients))
+	}
+	if err := f.GiveBack(t.Context(), w, twice); err != nil {
+		t.Fatal(err)
+	}
+	stale, fresh := request(sub, r), request(sub, r)
+	fresh.Recipients[0].Attempt = 1
+	if err := f.Claim(t.Context(), w, []*mail.DeliveryRequest{stale, fresh}); err != nil {
+		t.Fatal(err)
+	}
+	if len(stale.Recipients) != 0 || len(fresh.Recipients) != 1 || fresh.Recipients[0].Attempt != 2 {
+		t.Errorf("claimed %+v by the stale hint, %+v by the fresh one", stale.Recipients, fresh.Recipients)
+	}
+	if lost := f.settle(t, w, settlement(fresh, relayed)); lost != 0 {
+		t.Errorf("lost %d", lost)
+	}
+	other := submission(1)
+	f.accept(t, other)
+	parked := []*mail.DeliveryRequest{request(other, r), request(other, r)}
+	if err := f.Park(t.Context(), 0, parked); err != nil || len(parked[0].Recipients)+len(parked[1].Recipients) != 1 {
+		t.Errorf("parked %+v, %v", parked, err)
 	}
 }

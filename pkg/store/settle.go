@@ -52,55 +52,29 @@ const settleRows = `WITH settled AS (
     WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.state = 'queued'
       AND (r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1
            OR r.attempt = t.attempt - 1 AND r.worker_id IS NULL AND $1 IS NOT NULL)
-    RETURNING r.queue_id, r.recipient_no, t.report_at, t.kind),
+    RETURNING r.queue_id, r.recipient_no, t.attempt, t.report_at, t.kind),
 due AS (
     INSERT INTO reports (queue_id, kind, due_at)
     SELECT DISTINCT s.queue_id, s.kind, s.report_at FROM settled s WHERE s.report_at IS NOT NULL)
-SELECT s.queue_id, s.recipient_no FROM settled s`
+SELECT s.queue_id, s.recipient_no, s.attempt FROM settled s`
 
 // Settle records the outcomes of settlements in one transaction, each fenced
 // by the worker's claim, and writes the history. It returns the number of
 // outcomes whose recipients were no longer the worker's: their history is
 // written all the same, because the remote host did say so.
-func (s *Store) Settle(ctx context.Context, worker mail.WorkerID, batch []mail.Settlement) (lost int, err error) {
-	return s.settle(ctx, &worker, batch)
-}
-
-// SettleUnclaimed records outcomes that were found without a claim, such as
-// those of the resolver. Outcome.Attempt is the fence as the hint gave it.
-func (s *Store) SettleUnclaimed(ctx context.Context, batch []mail.Settlement) (lost int, err error) {
-	return s.settle(ctx, nil, batch)
-}
-
-func (s *Store) settle(ctx context.Context, worker *mail.WorkerID, settlements []mail.Settlement) (int, error) {
-	var rows []settledRow
-	for i := range settlements {
-		for j := range settlements[i].Outcomes {
-			o := &settlements[i].Outcomes[j]
-			rows = append(rows, settledRow{rowKey{settlements[i].Message.ID, o.RecipientNo}, o})
-		}
-	}
+func (s *Store) Settle(ctx context.Context, worker mail.WorkerID, settlements []mail.Settlement) (lost int, err error) {
+	rows := settledRowsOf(settlements)
 	if len(rows) == 0 {
 		return 0, nil
 	}
-	won := make(map[rowKey]bool, len(rows))
-	batch := &pgx.Batch{}
-	for _, b := range byLeaf(rows, func(r settledRow) mail.QueueID { return r.id }, day) {
-		c := settleColumnsOf(b.items)
-		batch.Queue(fmt.Sprintf(settleRows, b.leaf),
-			worker, c.ids, c.nos, c.attempts, c.states, c.nexts, c.tried, c.reports, c.reportKinds).Query(collectKeys(won))
-	}
-	byID := func(s mail.Settlement) mail.QueueID { return s.Message.ID }
-	for _, b := range byLeaf(settlements, byID, day) {
-		c := attemptColumnsOf(worker, b.items)
-		batch.Queue(fmt.Sprintf(insertAttempts, b.leaf), c.args()...)
-	}
-	// One batch is one implicit transaction.
+	won := make(map[fence]bool, len(rows))
+	batch := &pgx.Batch{} // one batch is one implicit transaction
+	queueSettle(batch, &worker, rows, won)
+	queueAttempts(batch, &worker, settlements)
 	if err := s.durable.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
 	}
-	lost := len(rows) - len(won)
-	if lost > 0 {
+	if lost = len(rows) - len(won); lost > 0 {
 		if err := s.markTwice(ctx, rows, won); err != nil {
 			return lost, fmt.Errorf("settle: %w", err)
 		}
@@ -108,15 +82,87 @@ func (s *Store) settle(ctx context.Context, worker *mail.WorkerID, settlements [
 	return lost, nil
 }
 
+// SettleUnclaimed records outcomes that were found without a claim, such as
+// those of the resolver. Outcome.Attempt is the fence as the hint gave it.
+// Outcomes that lost by it, such as those of a repeated hint, leave no trace.
+func (s *Store) SettleUnclaimed(ctx context.Context, settlements []mail.Settlement) (lost int, err error) {
+	rows := settledRowsOf(settlements)
+	if len(rows) == 0 {
+		return 0, nil
+	}
+	won := make(map[fence]bool, len(rows))
+	err = inTx(ctx, s.durable, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		queueSettle(batch, nil, rows, won)
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		lost = len(rows) - len(won)
+		batch = &pgx.Batch{}
+		queueAttempts(batch, nil, keepOutcomes(settlements, won))
+		return tx.SendBatch(ctx, batch).Close()
+	})
+	if err != nil {
+		return 0, fmt.Errorf("settle: %w", err)
+	}
+	return lost, nil
+}
+
+func settledRowsOf(settlements []mail.Settlement) []settledRow {
+	var rows []settledRow
+	for i := range settlements {
+		for j := range settlements[i].Outcomes {
+			o := &settlements[i].Outcomes[j]
+			rows = append(rows, settledRow{rowKey{settlements[i].Message.ID, o.RecipientNo}, o})
+		}
+	}
+	return rows
+}
+
+func queueSettle(batch *pgx.Batch, worker *mail.WorkerID, rows []settledRow, won map[fence]bool) {
+	for _, b := range byLeaf(rows, func(r settledRow) mail.QueueID { return r.id }, day) {
+		c := settleColumnsOf(b.items)
+		batch.Queue(fmt.Sprintf(settleRows, b.leaf),
+			worker, c.ids, c.nos, c.attempts, c.states, c.nexts, c.tried, c.reports, c.reportKinds).Query(collectFences(won))
+	}
+}
+
+func queueAttempts(batch *pgx.Batch, worker *mail.WorkerID, settlements []mail.Settlement) {
+	for _, b := range byLeaf(settlements, func(s mail.Settlement) mail.QueueID { return s.Message.ID }, day) {
+		c := attemptColumnsOf(worker, b.items)
+		batch.Queue(fmt.Sprintf(insertAttempts, b.leaf), c.args()...)
+	}
+}
+
+// keepOutcomes returns the settlements with only the outcomes that won, each
+// once.
+func keepOutcomes(settlements []mail.Settlement, won map[fence]bool) []mail.Settlement {
+	var kept []mail.Settlement
+	for _, st := range settlements {
+		var outcomes []mail.Outcome
+		for _, o := range st.Outcomes {
+			f := fence{rowKey{st.Message.ID, o.RecipientNo}, o.Attempt}
+			if won[f] {
+				delete(won, f)
+				outcomes = append(outcomes, o)
+			}
+		}
+		if st.Outcomes = outcomes; len(outcomes) > 0 {
+			kept = append(kept, st)
+		}
+	}
+	return kept
+}
+
 // markTwice marks the history of recipients that were relayed although
 // somebody else has them now: they may be, or have been, relayed twice.
-func (s *Store) markTwice(ctx context.Context, rows []settledRow, won map[rowKey]bool) error {
+func (s *Store) markTwice(ctx context.Context, rows []settledRow, won map[fence]bool) error {
 	const q = `UPDATE attempts a SET uncertain = true
 FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS t (queue_id, recipient_no, attempt)
 WHERE a.queue_id = t.queue_id AND a.attempt = t.attempt AND t.recipient_no = ANY (a.recipient_nos) AND a.action = 'relayed'`
 	var c columns
 	for _, r := range rows {
-		if r.outcome.Action == mail.Relayed && !won[r.rowKey] {
+		if r.outcome.Action == mail.Relayed && !won[fence{r.rowKey, r.outcome.Attempt}] {
 			c.ids = append(c.ids, r.id)
 			c.nos = append(c.nos, r.no)
 			c.attempts = append(c.attempts, r.outcome.Attempt)
