@@ -112,7 +112,21 @@ type Submission struct {
 	Client     Client
 	HeaderID   string  // the Message-ID field (RFC 5322 §3.6.4), for look-ups; "" if none
 	ReportOf   QueueID // the message that this DSN reports on; zero for other mail
+
+	ReleaseAt time.Time     // the first attempt is not made before; zero: at once
+	With      []*Submission // accepted together with this one, or none of them
+
+	// IdempotencyKey makes a submission of the tenant that has the same key,
+	// within 24 hours of the first, a repeat: it is not accepted again.
+	// With Fingerprint nil the reverse-path and the recipients are part of the
+	// key, as a client may send one message in several transactions.
+	IdempotencyKey string // "": the client gave none
+	Fingerprint    []byte // of the client's whole request: a repeat must have the same
+	Receipt        []byte // what the client is told, kept to tell it again; nil: the queue id is enough
 }
+
+// Held reports whether the first attempt lies in the future.
+func (s *Submission) Held() bool { return s.ReleaseAt.After(s.AcceptedAt) }
 
 // Client is who submitted a message, and how.
 type Client struct {

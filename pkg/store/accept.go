@@ -30,8 +30,11 @@ const (
 // with a non-nil error. The others are durable.
 type PartialError struct{ Errors []error }
 
-// Error names the first failure.
+// Error names all failures.
 func (e *PartialError) Error() string { return errors.Join(e.Errors...).Error() }
+
+// Unwrap returns the failures.
+func (e *PartialError) Unwrap() []error { return e.Errors }
 
 // Accept makes a group of submissions durable in one transaction. When it
 // returns nil, or a *PartialError without an error for a submission, the
@@ -40,7 +43,11 @@ func (e *PartialError) Error() string { return errors.Join(e.Errors...).Error() 
 // must answer with a temporary failure.
 //
 // A submission whose values Postgres refuses does not take the others with
-// it: the group is then accepted one by one.
+// it: the group is then accepted one by one. What a submission has in With is
+// accepted with it or not at all.
+//
+// Of a submission with an idempotency key the error may be a *RepeatError,
+// ErrKeyBusy or ErrKeyReused. The key is taken in the same transaction.
 func (s *Store) Accept(ctx context.Context, group []*mail.Submission) error {
 	err := s.acceptGroup(ctx, group)
 	if err == nil || !aboutData(err) || len(group) == 1 {
@@ -59,19 +66,12 @@ func (s *Store) Accept(ctx context.Context, group []*mail.Submission) error {
 	return nil
 }
 
-// acceptBuffers are reused: a group is copied once, into one buffer.
-var acceptBuffers = sync.Pool{New: func() any { return new(copyMessage) }}
-
 func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error {
-	c := acceptBuffers.Get().(*copyMessage)
-	defer func() {
-		if cap(c.buf) <= 16<<20 { // an unusual group does not keep its memory
-			acceptBuffers.Put(c)
-		}
-	}()
-	c.buf = c.buf[:0]
-	appendAccept(c, group, "BEGIN; ", "COMMIT")
-	err := s.copyInOneWrite(ctx, c)
+	accept := s.acceptPlain
+	if withKeys(group) {
+		accept = s.acceptWithKeys
+	}
+	err := accept(ctx, group)
 	if hasCode(err, undefinedTable) {
 		// The scheduler makes partitions ahead of time. Without one for a
 		// day, we make ours.
@@ -79,13 +79,58 @@ func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error
 			if err := s.EnsurePartitions(ctx, sub.ID.Time(), sub.ID.Time()); err != nil {
 				return fmt.Errorf("accept: %w", err)
 			}
+			for _, with := range sub.With {
+				if err := s.EnsurePartitions(ctx, with.ID.Time(), with.ID.Time()); err != nil {
+					return fmt.Errorf("accept: %w", err)
+				}
+			}
 		}
-		err = s.copyInOneWrite(ctx, c)
+		err = accept(ctx, group)
 	}
-	if err != nil {
+	var partial *PartialError
+	if err != nil && !errors.As(err, &partial) {
 		return fmt.Errorf("accept %d messages: %w", len(group), err)
 	}
-	return nil
+	return err
+}
+
+// acceptBuffers are reused: a group is copied once, into one buffer.
+var acceptBuffers = sync.Pool{New: func() any { return new(copyMessage) }}
+
+func putAcceptBuffer(c *copyMessage) {
+	if cap(c.buf) <= 16<<20 { // an unusual group does not keep its memory
+		acceptBuffers.Put(c)
+	}
+}
+
+// acceptPlain is the hot path: one write, one wait.
+func (s *Store) acceptPlain(ctx context.Context, group []*mail.Submission) error {
+	c := acceptBuffers.Get().(*copyMessage)
+	defer putAcceptBuffer(c)
+	c.buf = c.buf[:0]
+	appendAccept(c, group, "BEGIN; ", "COMMIT")
+	return s.copyInOneWrite(ctx, c)
+}
+
+// acceptWithKeys takes the keys of a group first: three more round trips.
+func (s *Store) acceptWithKeys(ctx context.Context, group []*mail.Submission) error {
+	var errs []error
+	err := inTx(ctx, s.durable, func(tx pgx.Tx) error {
+		fresh, refused, err := takeKeys(ctx, tx, group)
+		errs = refused
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		c := acceptBuffers.Get().(*copyMessage)
+		defer putAcceptBuffer(c)
+		c.buf = c.buf[:0]
+		appendAccept(c, fresh, "", "")
+		return copyOn(ctx, tx.Conn().PgConn(), c)
+	})
+	if err == nil && errors.Join(errs...) != nil {
+		return &PartialError{Errors: errs}
+	}
+	return err
 }
 
 // copyInOneWrite sends prepared COPYs and reads all replies. On an error of
@@ -148,6 +193,11 @@ func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
 // all in one query between before and after.
 func appendAccept(c *copyMessage, group []*mail.Submission, before, after string) {
 	id := func(sub *mail.Submission) mail.QueueID { return sub.ID }
+	for _, sub := range group {
+		if len(sub.With) > 0 {
+			group = append(group[:len(group):len(group)], sub.With...)
+		}
+	}
 	batches := byLeaf(group, id, hour) // an hour lies within a day
 	var sql strings.Builder
 	sql.WriteString(before)
@@ -213,7 +263,8 @@ func appendMessage(c *copyMessage, sub *mail.Submission) {
 }
 
 // Recipients are inserted armed: if the hint is never published, the
-// scheduler rings when next_attempt_at has come.
+// scheduler rings when next_attempt_at has come. No hint is published for
+// those that are held until later.
 const copyRecipients = `COPY recipients_%s (queue_id, recipient_no, next_attempt_at, expires_at, priority, notify, rung,
 domain, forward_path, orcpt) FROM STDIN BINARY; `
 
@@ -221,11 +272,15 @@ func appendRecipient(c *copyMessage, sub *mail.Submission, r *mail.Recipient) {
 	c.row(10)
 	c.uuid(sub.ID)
 	c.int4(r.No)
-	c.time(sub.AcceptedAt.Add(Rearm))
+	if sub.Held() {
+		c.time(sub.ReleaseAt)
+	} else {
+		c.time(sub.AcceptedAt.Add(Rearm))
+	}
 	c.time(r.ExpiresAt)
 	c.int2(sub.Priority)
 	c.int2(int16(r.Notify))
-	c.bool(true)
+	c.bool(!sub.Held())
 	c.text(string(r.Domain))
 	c.text(string(r.ForwardPath))
 	c.text(r.ORCPT)
@@ -246,12 +301,17 @@ func appendContent(c *copyMessage, sub *mail.Submission) {
 
 // AcceptStream makes one submission durable whose content is too large to
 // hold: it is read from content chunk by chunk, in a transaction of its own.
-// Memory: one chunk. It sets sub.SizeBytes. An error of content rolls
-// everything back and is returned; see Accept for the rest.
+// Memory: one chunk. It sets sub.SizeBytes. Everything else of sub but its ID
+// is looked at after content has ended, so content may fill it in. An error of
+// content rolls everything back and is returned. Of a submission with an
+// idempotency key the error may be as of Accept.
 func (s *Store) AcceptStream(ctx context.Context, sub *mail.Submission, content io.Reader) error {
 	err := inTx(ctx, s.durable, func(tx pgx.Tx) error {
 		var err error
 		if sub.SizeBytes, err = insertChunks(ctx, tx, sub.ID, content); err != nil {
+			return err
+		}
+		if err := takeKey(ctx, tx, sub); err != nil {
 			return err
 		}
 		return acceptInTx(ctx, tx, sub)

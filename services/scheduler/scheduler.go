@@ -193,8 +193,21 @@ func (s *scheduler) partitions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.retireKeys(ctx); err != nil {
+		return err
+	}
 	if hours+days > 0 {
 		slog.Info("partitions dropped", "hours_of_contents", hours, "days_of_history", days)
 	}
 	return nil
+}
+
+// retireKeys removes the idempotency keys whose time is over.
+func (s *scheduler) retireKeys(ctx context.Context) error {
+	for {
+		n, err := s.db.RetireIdempotency(ctx, page)
+		if err != nil || n < page {
+			return err
+		}
+	}
 }

@@ -70,20 +70,28 @@ func (p *publisher) ring(ctx context.Context, group []mail.QueuedMessage) {
 	}
 }
 
-// accepted returns what to ring for: copies of the submissions without error.
+// accepted returns what to ring for: copies of the submissions without error,
+// and of those accepted with them, that are not held until later.
 func accepted(subs []*mail.Submission, errs []error) []mail.QueuedMessage {
+	due := make([]*mail.Submission, 0, len(subs))
 	total := 0
-	for i, sub := range subs {
-		if errs[i] == nil {
+	add := func(sub *mail.Submission) {
+		if !sub.Held() {
+			due = append(due, sub)
 			total += len(sub.Recipients)
 		}
 	}
-	pending := make([]mail.Pending, 0, total)
-	messages := make([]mail.QueuedMessage, 0, len(subs))
 	for i, sub := range subs {
-		if errs[i] != nil {
-			continue
+		if errs[i] == nil {
+			add(sub)
+			for _, with := range sub.With {
+				add(with)
+			}
 		}
+	}
+	pending := make([]mail.Pending, 0, total)
+	messages := make([]mail.QueuedMessage, 0, len(due))
+	for _, sub := range due {
 		first := len(pending)
 		for _, r := range sub.Recipients {
 			pending = append(pending, mail.Pending{Recipient: r})
