@@ -1,12 +1,12 @@
 // Package postrider is the command line of postrider, and the one place where
 // the services meet: postrider dev runs all of them in one process.
 //
-// # NAME
+// # Name
 //
 // postrider - look at the queue, act on it, and run everything for
 // development
 //
-// # SYNOPSIS
+// # Synopsis
 //
 //	postrider dev
 //	postrider queue [--domain D] [--from PATH] [--site S] [--tenant T] [--id ID] [-n LIMIT] [-o json]
@@ -17,7 +17,7 @@
 //	postrider migrate up|status
 //	postrider version
 //
-// # DESCRIPTION
+// # Description
 //
 // The commands read and change the queue through package store: the views and
 // functions of schema postrider, which any SQL client can use too. They find
@@ -29,41 +29,51 @@
 // destination for demo.test (internal/sink). Then it calls the same Run
 // functions that the separate binaries call, so the two cannot drift apart.
 //
-// # CONSUMES, PRODUCES, WRITES
+// # Consumes
 //
-// Nothing of its own: each service in it does what it does alone. The
-// commands that act on the queue call SQL functions; those that change
-// nothing only read.
+// Nothing of its own: each service inside postrider dev takes what it takes
+// alone.
 //
-// # STANDARDS
+// # Produces
+//
+// As its services do. The commands publish nothing: what they change in
+// Postgres takes effect by itself.
+//
+// # Writes
+//
+// hold, release, retry, fail, cancel: recipients, attempts, reports, by the
+// SQL functions of those names. route: routing. site: sites. migrate: the
+// schema. postrider dev: the rules of its demo domains in routing.
+//
+// # Standards
 //
 // The demo destination keeps to RFC 5321 as far as a polite client can see.
 //
-// # STRATEGIES
+// # Strategies
 //
 // What was started last stops first: services drain while Postgres, NATS and
 // the demo destination still run.
 //
-// # SECURITY
+// # Security
 //
 // postrider dev listens on loopback only, unless it is configured otherwise.
 // Its Postgres has a socket in a directory that only its user can enter, and
 // its NATS a random password. Text from outside is printed without control
 // characters.
 //
-// # DIAGNOSTICS
+// # Diagnostics
 //
 // The terminal shows one line for each mail event, and warnings. The whole
 // log is in postrider.log of the data directory, all spans are in
 // spans.jsonl. Exit codes: 0, 1 for a failure, 2 for a wrong command line or
 // configuration.
 //
-// # BUGS
+// # Bugs
 //
 // postrider dev makes no difference between a Ctrl-C that it gets before it
 // is ready and a failed start.
 //
-// # SEE ALSO
+// # See also
 //
 // docs/operations.md, docs/configuration.md, docs/walk.md
 package postrider

@@ -90,6 +90,10 @@ func queueCommand() *cobra.Command {
 }
 
 func printQueue(w io.Writer, rows []store.QueueRow) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(w, "nothing is queued")
+		return err
+	}
 	t := newTable(w, "QUEUE ID", "NO", "AGE", "PLACE", "TRIES", "NEXT", "TO", "SITE", "LAST REPLY")
 	for _, r := range rows {
 		next := ""
@@ -181,6 +185,10 @@ func siteCommand() *cobra.Command {
 }
 
 func printSites(w io.Writer, rows []store.SiteRow) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(w, "nothing is queued")
+		return err
+	}
 	t := newTable(w, "SITE", "RECIPIENTS", "WAITING", "PARKED", "CLAIMED", "HELD", "OLDEST", "SUSPENDED")
 	for _, r := range rows {
 		suspended := ""
