@@ -129,9 +129,11 @@ func (s *site) abandon() {
 	}
 }
 
-// messagesPerConnection returns how many transactions a connection serves.
-func (s *site) messagesPerConnection() int {
+// servesOn reports whether a connection that has served so many transactions
+// may serve another one: not if it has served its share, or if more are open
+// than the limits allow by now.
+func (s *site) servesOn(used int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.limits.MessagesPerConnection
+	return used < s.limits.MessagesPerConnection && len(s.sessions) <= s.concurrency.Allowed()
 }

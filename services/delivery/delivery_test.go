@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -336,20 +337,40 @@ func TestHeldMailIsNotSentThoughClaimed(t *testing.T) {
 	}
 }
 
+// The strictest limit of a name counts for the whole site, from when its
+// domain is first seen.
 func TestLimitsOfASiteHoldOverDomains(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	mx := smtptest.Start(t, smtptest.Script{Discard: true, Rules: []smtptest.Rule{
+		{At: smtptest.Dot, Do: smtptest.Later(20*time.Millisecond, smtptest.Reply(250, "2.0.0 taken"))},
+	}})
 	for i := range 5 {
 		d := mail.Domain(fmt.Sprintf("d%d.test", i))
 		r.route(d, "mx.shared.test", mx.Addr())
-		r.accept(10, message{domain: d})
 	}
-	r.start(r.config("[\"default\"]\nmax_message_rate = \"20/s\"\n[\"d3.test\"]\nconnection_limit = 2"))
+	r.accept(40, message{domain: "d0.test"})
+	r.start(r.config("[\"default\"]\nmax_message_rate = \"unlimited\"\nmax_connection_rate = \"unlimited\"\n" +
+		"[\"d3.test\"]\nconnection_limit = 2\nmax_message_rate = \"20/s\"\n[\"d4.test\"]\nconnection_limit = 4"))
 	r.settled(1)
 	r.ring()
+	mx.WaitMessages(t, 40, 10*time.Second)
+	if mx.HighWater() < 5 {
+		t.Errorf("%d connections at once before the limit was known, want 5 or more", mx.HighWater())
+	}
+	r.accept(1, message{domain: "d3.test"})
+	r.accept(1, message{domain: "d4.test"})
+	r.ring()
+	mx.WaitMessages(t, 42, 10*time.Second)
+	r.until("only two connections are left", 5*time.Second, func() bool { return mx.Open() <= 2 })
+	known := time.Now()
+	r.accept(50, message{domain: "d1.test"})
+	r.ring()
 	r.drained(20 * time.Second)
-	mustHold(t, mx, 10, 20)
+	if n := mx.Open(); n > 2 {
+		t.Errorf("%d connections are open, limit 2", n)
+	}
+	mustKeepRate(t, mx, known, 20)
 }
 
 // mustHold checks the judge's log: connections at once, and messages in any
@@ -359,12 +380,19 @@ func mustHold(t *testing.T, mx *smtptest.Server, connections, perSecond int) {
 	if n := mx.HighWater(); n > connections {
 		t.Errorf("%d connections at once, limit %d", n, connections)
 	}
-	all := mx.Transactions()
+	mustKeepRate(t, mx, time.Time{}, perSecond)
+}
+
+// mustKeepRate checks every window of a second that begins after a time.
+func mustKeepRate(t *testing.T, mx *smtptest.Server, after time.Time, perSecond int) {
+	t.Helper()
 	var times []time.Time
-	for _, m := range all {
-		times = append(times, m.MailAt)
+	for _, m := range mx.Transactions() {
+		if m.MailAt.After(after) {
+			times = append(times, m.MailAt)
+		}
 	}
-	sortTimes(times)
+	slices.SortFunc(times, time.Time.Compare)
 	for i := perSecond; i < len(times); i++ {
 		if gap := times[i].Sub(times[i-perSecond]); gap <= time.Second {
 			t.Errorf("%d messages within %v, limit %d/s", perSecond+1, gap, perSecond)

@@ -1,7 +1,6 @@
 package delivery_test
 
 import (
-	"slices"
 	"testing"
 	"time"
 
@@ -9,8 +8,6 @@ import (
 	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/pkg/store"
 )
-
-func sortTimes(times []time.Time) { slices.SortFunc(times, time.Time.Compare) }
 
 func TestSlotsAreSharedFairlyAndMoveAtOnce(t *testing.T) {
 	t.Parallel()
@@ -118,7 +115,9 @@ func TestLimitsHoldWhileAHomeIsCutOffAndReplaced(t *testing.T) {
 		{At: smtptest.Dot, Do: smtptest.Later(100*time.Millisecond, smtptest.Reply(250, "2.0.0 taken"))},
 	}})
 	r.route("example.test", "mx.example.test", mx.Addr())
-	shape := "[\"default\"]\nconnection_limit = 3\nmax_message_rate = \"20/s\""
+	// Limits of a domain: a new home that finds parked mail knows the site
+	// before it has seen the domain.
+	shape := "[\"example.test\"]\nconnection_limit = 3\nmax_message_rate = \"20/s\""
 	const total = 160
 	ids := r.accept(total, message{domain: "example.test"})
 	first := r.start(r.config(shape))

@@ -74,7 +74,9 @@ func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
 	recipients := 0
 	for _, r := range requests {
 		recipients += len(r.Recipients)
-		jobs = append(jobs, split(r, w.values(r).RecipientsPerTransaction)...)
+		v := w.values(r)
+		o.site.learn(v)
+		jobs = append(jobs, split(r, v.RecipientsPerTransaction)...)
 	}
 	o.site.pulled(recipients == o.n || err != nil)
 	w.layAside(o.site.add(jobs, o.n))

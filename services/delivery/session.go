@@ -113,7 +113,7 @@ func (ss *session) serve(j *job) bool {
 		return false
 	}
 	a.relay(ctx)
-	return ss.conn.Usable() && ss.conn.Used() < ss.site.messagesPerConnection()
+	return ss.conn.Usable() && ss.site.servesOn(ss.conn.Used())
 }
 
 // serves reports whether mail for the route may take this connection: it

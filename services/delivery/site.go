@@ -48,9 +48,20 @@ type site struct {
 	wakeUp         *time.Timer
 }
 
-// heed takes over the limits for the domain of a request. Limits of a name
-// count before those of a block for many; of two names the stricter.
+// learn takes over the values for the domain of a request, before any of it
+// goes out.
+func (s *site) learn(v shaping.Values) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heed(v)
+}
+
+// heed takes over the values for the domain of a request. Limits of a name
+// count before those of a block for many; of two names the stricter. Caller
+// holds mu.
 func (s *site) heed(v shaping.Values) {
+	s.idleTimeout = v.IdleTimeout
+	s.longest = v.RetrySchedule.Next(0, evenly)
 	switch {
 	case v.Named && !s.named:
 		s.limits, s.named = v.Limits, true
@@ -60,6 +71,9 @@ func (s *site) heed(v shaping.Values) {
 		return
 	}
 	s.applyLimits()
+	if over := len(s.sessions) - s.limits.Connections; over > 0 {
+		s.dismiss(min(over, len(s.idle)))
+	}
 }
 
 func (s *site) applyLimits() {
@@ -84,8 +98,6 @@ func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (ok bool, 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heed(v)
-	s.idleTimeout = v.IdleTimeout
-	s.longest = v.RetrySchedule.Next(0, evenly)
 	if s.breaker.isOpen() && !s.stopped {
 		s.parked = true
 		o := s.outage
