@@ -165,6 +165,6 @@ func parsePHC(text string) (phc, error) {
 // random returns n random octets.
 func random(n int) []byte {
 	b := make([]byte, n)
-	rand.Read(b) //nolint:errcheck // it never fails: crypto/rand ends the process instead
+	rand.Read(b) // never fails: crypto/rand ends the process instead
 	return b
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -256,9 +257,9 @@ func (r *contentReader) Read(p []byte) (int, error) {
 		}
 		err := r.store.plain.QueryRow(r.ctx, readChunk, r.id, r.next).Scan(&r.chunk)
 		switch {
-		case err == pgx.ErrNoRows && r.next == 0:
+		case errors.Is(err, pgx.ErrNoRows) && r.next == 0:
 			r.err = fmt.Errorf("content of %s: %w", r.id, ErrNotFound)
-		case err == pgx.ErrNoRows:
+		case errors.Is(err, pgx.ErrNoRows):
 			r.err = io.EOF
 		case err != nil:
 			r.err = fmt.Errorf("content of %s: %w", r.id, err)

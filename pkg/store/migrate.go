@@ -25,7 +25,7 @@ type Migration struct {
 // holds an advisory lock meanwhile: any number of processes may call it at
 // once. url must reach Postgres directly, not through a pooler.
 func Migrate(ctx context.Context, url string) error {
-	return withProvider(ctx, url, func(p *goose.Provider, db *sql.DB) error {
+	return withProvider(url, func(p *goose.Provider, db *sql.DB) error {
 		if _, err := p.Up(ctx); err != nil {
 			return err
 		}
@@ -37,7 +37,7 @@ func Migrate(ctx context.Context, url string) error {
 // Migrations returns all steps, oldest first.
 func Migrations(ctx context.Context, url string) ([]Migration, error) {
 	var steps []Migration
-	err := withProvider(ctx, url, func(p *goose.Provider, _ *sql.DB) error {
+	err := withProvider(url, func(p *goose.Provider, _ *sql.DB) error {
 		status, err := p.Status(ctx)
 		for _, s := range status {
 			steps = append(steps, Migration{Version: s.Source.Version, Name: s.Source.Path, AppliedAt: s.AppliedAt})
@@ -47,7 +47,7 @@ func Migrations(ctx context.Context, url string) ([]Migration, error) {
 	return steps, err
 }
 
-func withProvider(ctx context.Context, url string, f func(*goose.Provider, *sql.DB) error) error {
+func withProvider(url string, f func(*goose.Provider, *sql.DB) error) error {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)

@@ -3,6 +3,7 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"testing"
@@ -262,8 +263,8 @@ func TestAcceptIsolatesWhatPostgresRefuses(t *testing.T) {
 	good, bad := submission(1), submission(1)
 	bad.Envelope.EnvID = "a\x00b"
 	err := f.Accept(t.Context(), []*mail.Submission{bad, good})
-	partial, ok := err.(*store.PartialError)
-	if !ok || partial.Errors[0] == nil || partial.Errors[1] != nil {
+	var partial *store.PartialError
+	if !errors.As(err, &partial) || partial.Errors[0] == nil || partial.Errors[1] != nil {
 		t.Fatalf("err %v, want a partial error for the first alone", err)
 	}
 	if a := f.balanced(t); a.Accepted != 1 {
