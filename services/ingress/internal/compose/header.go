@@ -1,0 +1,149 @@
+package compose
+
+import (
+	"encoding/base64"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// foldAt is the length from which a line is folded: RFC 5322 §2.1.1.
+const foldAt = 78
+
+// wordBytes is what fits into an encoded-word of 75 octets: RFC 2047 §2.
+const wordBytes = 45
+
+func appendHeader(dst []byte, m *Message) []byte {
+	if !m.has("Date") {
+		dst = appendFolded(dst, "Date", m.Date.Format(time.RFC1123Z))
+	}
+	dst = appendMailboxes(dst, "From", []Mailbox{m.From})
+	if m.Sender != nil {
+		dst = appendMailboxes(dst, "Sender", []Mailbox{*m.Sender})
+	}
+	dst = appendMailboxes(dst, "Reply-To", m.ReplyTo)
+	dst = appendMailboxes(dst, "To", m.To)
+	dst = appendMailboxes(dst, "Cc", m.Cc)
+	if m.MessageID != "" {
+		dst = appendFolded(dst, "Message-ID", m.MessageID)
+	}
+	if m.Subject != "" {
+		subject := m.Subject
+		if strings.Contains(subject, "=?") { // it would be taken for an encoded-word
+			subject = encodedWords(subject)
+		}
+		dst = appendFolded(dst, "Subject", encode(subject))
+	}
+	for _, f := range m.Fields {
+		dst = appendFolded(dst, f.Name, encode(f.Value))
+	}
+	return append(dst, "MIME-Version: 1.0\r\n"...)
+}
+
+func (m *Message) has(name string) bool {
+	for _, f := range m.Fields {
+		if strings.EqualFold(f.Name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func appendMailboxes(dst []byte, name string, boxes []Mailbox) []byte {
+	if len(boxes) == 0 {
+		return dst
+	}
+	texts := make([]string, len(boxes))
+	for i, b := range boxes {
+		texts[i] = b.Address
+		if b.Name != "" {
+			texts[i] = phrase(b.Name) + " <" + b.Address + ">"
+		}
+	}
+	return appendFolded(dst, name, strings.Join(texts, ", "))
+}
+
+// phrase returns a display name: RFC 5322 §3.2.5, RFC 2047 §5.
+func phrase(name string) string {
+	if !ascii(name) || strings.Contains(name, "=?") {
+		return encodedWords(name)
+	}
+	for word := range strings.SplitSeq(name, " ") {
+		if word == "" || strings.ContainsFunc(word, func(r rune) bool { return !isAtext(r) }) {
+			return `"` + quote.Replace(name) + `"`
+		}
+	}
+	return name
+}
+
+var quote = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+
+// isAtext: RFC 5322 §3.2.3.
+func isAtext(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-/=?^_`{|}~", r)
+}
+
+// encode returns unstructured text as it may stand in a header field.
+func encode(text string) string {
+	if ascii(text) {
+		return text
+	}
+	return encodedWords(text)
+}
+
+// encodedWords returns text as encoded-words with a space between each two,
+// which a reader drops: RFC 2047 §2, §6.2. No character is split.
+func encodedWords(text string) string {
+	var b strings.Builder
+	for text != "" {
+		n := min(len(text), wordBytes)
+		for n < len(text) && !utf8.RuneStart(text[n]) {
+			n--
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString("=?utf-8?B?" + base64.StdEncoding.EncodeToString([]byte(text[:n])) + "?=")
+		text = text[n:]
+	}
+	return b.String()
+}
+
+// appendFolded appends a field. It is folded before a space that has text on
+// both sides, so that unfolding gives the value back: RFC 5322 §2.2.3.
+func appendFolded(dst []byte, name, value string) []byte {
+	dst = append(dst, name...)
+	dst = append(dst, ": "...)
+	column := len(name) + len(": ")
+	for at := 0; at < len(value); {
+		end := nextSpace(value, at)
+		if at > 0 && column+end-at > foldAt {
+			dst = append(dst, "\r\n"...)
+			column = 0
+		}
+		dst = append(dst, value[at:end]...)
+		column += end - at
+		at = end
+	}
+	return append(dst, "\r\n"...)
+}
+
+// nextSpace returns where the next piece of value after at begins: at a space
+// behind and before something that is no space.
+func nextSpace(value string, at int) int {
+	for i := at + 1; i < len(value)-1; i++ {
+		if value[i] == ' ' && value[i-1] != ' ' && value[i+1] != ' ' {
+			return i
+		}
+	}
+	return len(value)
+}
+
+func ascii(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
