@@ -305,6 +305,9 @@ func (d *dev) announce(ctx context.Context, smtp net.Addr) error {
 		return err
 	}
 	<-ctx.Done()
+	if err := d.terminal.println("\nstopping: what is in progress ends first; Ctrl-C again exits at once"); err != nil {
+		return err
+	}
 	return os.Remove(instanceFile(dir))
 }
 

@@ -67,7 +67,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 }
 
 // instrument finds the names of metrics where they are made.
-var instrument = regexp.MustCompile(`(?:(?:Counter|Histogram|Gauge)\(|counter\()"(postrider\.[a-z.]+)"`)
+var instrument = regexp.MustCompile(`(?:(?:Counter|Histogram|Gauge)\(|counter\()"(postrider\.[a-z._]+)"`)
 
 // TestEveryMetricIsDocumented compares the code with docs/operations.md, in
 // both directions.
