@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -32,6 +33,12 @@ type MailArgs struct {
 	SMTPUTF8    bool          // RFC 6531 §3.4
 	Ret         mail.Ret      // RFC 3461 §4.3
 	EnvID       string        // RFC 3461 §4.4, xtext decoded
+	Auth        string        // RFC 4954 §5: "<>" or a mailbox, xtext decoded; "" if not given
+	DeliverBy   DeliverBy     // RFC 2852
+	HoldFor     time.Duration // RFC 4865; 0 if not given
+	HoldUntil   time.Time     // RFC 4865, UTC; zero if not given
+	Priority    MTPriority    // RFC 6710
+	RequireTLS  bool          // RFC 8689 §4.1
 }
 
 // RcptArgs are the arguments of RCPT: RFC 5321 §4.1.1.3.
@@ -84,7 +91,10 @@ func (m *MailArgs) set(keyword, value string) error {
 		given = m.EnvID != ""
 		m.EnvID, ok = parseEnvID(value)
 	default:
-		return ErrUnknown
+		var known bool
+		if given, ok, known = m.setExtension(keyword, value); !known {
+			return ErrUnknown
+		}
 	}
 	if given || !ok {
 		return ErrParameter

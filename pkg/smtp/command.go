@@ -11,6 +11,10 @@ import (
 // (RFC 3461 §4.2 alone adds 500 and more to RCPT).
 const MaxCommandLine = 2048
 
+// MaxAuthLine is the same for AUTH and for each line of its exchange: RFC
+// 4954 §3.
+const MaxAuthLine = 12288
+
 // Command is one command line.
 type Command struct {
 	Verb string // in upper case, such as "MAIL"
@@ -24,7 +28,7 @@ var ErrCommand = errors.New("malformed command")
 // verbs saves an allocation for each command of a known verb.
 var verbs = [...]string{
 	"MAIL", "RCPT", "DATA", "EHLO", "QUIT", "RSET", "BDAT", "HELO", "NOOP", "VRFY",
-	"EXPN", "HELP", "ETRN", "STARTTLS", "AUTH", "TURN", "SEND", "SOML", "SAML",
+	"EXPN", "HELP", "ETRN", "STARTTLS", "AUTH", "XCLIENT", "XFORWARD", "TURN", "SEND", "SOML", "SAML",
 }
 
 // ParseCommand reads a line without its CRLF. The verb is letters only, in
