@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -64,19 +63,6 @@ func (s *site) blame(addr netip.AddrPort) {
 	defer s.mu.Unlock()
 	s.failures.failed(addr, time.Now())
 	s.concurrency.Failed()
-}
-
-// hasOther reports whether the route of a job has an address that its attempt
-// has not tried.
-func (s *site) hasOther(j *job) bool {
-	for _, h := range j.request.Route.Hosts {
-		for _, a := range h.Addresses {
-			if !slices.Contains(j.tried, netip.AddrPortFrom(a, h.Port)) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // unreached says that no host of a route could be reached. It returns the

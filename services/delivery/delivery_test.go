@@ -187,6 +187,56 @@ func TestConnectionThatBreaksIsFollowedByTheNextHost(t *testing.T) {
 	}
 }
 
+// A host that is full is left for the next one, though its connection holds;
+// the last host's word stands.
+func TestFullHostIsLeftForTheNext(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	full := smtptest.Rule{At: smtptest.Mail, Do: smtptest.Reply(452, "4.3.1 disk full")}
+	first := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{full}})
+	second := smtptest.Start(t, smtptest.Script{})
+	third := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{full}})
+	r.route("example.test", "mx.example.test", first.Addr(), second.Addr())
+	r.route("full.test", "mx.full.test", first.Addr(), third.Addr())
+	ids := r.accept(10, message{domain: "example.test"})
+	lost := r.accept(1, message{domain: "full.test"})[0]
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	second.WaitMessages(t, 10, 10*time.Second)
+	for _, id := range ids {
+		r.until("relayed", 5*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		if s := r.show(id); len(s.Attempts) != 1 {
+			t.Errorf("%s: %s, want one attempt, by the second host", id, describe(s.Attempts))
+		}
+	}
+	r.until("delayed", 5*time.Second, func() bool { return len(r.show(lost).Attempts) == 1 })
+	if s := r.show(lost); s.Attempts[0].Action != mail.Delayed || s.Attempts[0].Host != "mx2.full.test" {
+		t.Errorf("%s by %s, want one delay, by the last host", describe(s.Attempts), s.Attempts[0].Host)
+	}
+}
+
+// A connection that the remote host has closed while idle costs nothing.
+func TestStaleConnectionIsReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Mail, Skip: 1, Each: smtptest.PerConnection, Do: smtptest.Drop()},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.start(r.config("[\"default\"]\nconnection_limit = 1"))
+	r.settled(1)
+	for n := range 3 {
+		id := r.accept(1, message{domain: "example.test"})[0]
+		r.ring()
+		mx.WaitMessages(t, n+1, 10*time.Second)
+		r.until("relayed", 5*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		if s := r.show(id); len(s.Attempts) != 1 {
+			t.Errorf("%s, want one attempt", describe(s.Attempts))
+		}
+	}
+}
+
 func TestDeadSiteIsProbedAndItsBacklogWakes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -35,18 +36,37 @@ func split(request *mail.DeliveryRequest, perTransaction int) []*job {
 	return jobs
 }
 
-// rest returns a job for those recipients of j that still have no outcome.
-func (j *job) rest(without map[int32]bool) *job {
-	part := *j.request
-	part.Recipients = nil
-	for _, r := range j.request.Recipients {
-		if !without[r.No] {
-			part.Recipients = append(part.Recipients, r)
-		}
-	}
-	again := *j
+// with returns a job like j for some of its recipients.
+func (j *job) with(recipients []mail.Pending) *job {
+	part, again := *j.request, *j
+	part.Recipients = recipients
 	again.request = &part
 	return &again
+}
+
+// elsewhere returns j as it goes on when one greeted session, at an address,
+// has come to nothing.
+func (j *job) elsewhere(than netip.AddrPort) *job {
+	next := *j
+	next.sessions++
+	next.tried = append(slices.Clone(j.tried), than)
+	return &next
+}
+
+// mayGoOn reports whether the attempt has an address left to try, and a
+// session to try it with.
+func (j *job) mayGoOn() bool {
+	if j.sessions >= maxSessions || len(j.tried) >= maxAddresses {
+		return false
+	}
+	for _, h := range j.request.Route.Hosts {
+		for _, a := range h.Addresses {
+			if !slices.Contains(j.tried, netip.AddrPortFrom(a, h.Port)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func requestsOf(jobs []*job) []*mail.DeliveryRequest {

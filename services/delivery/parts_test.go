@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -122,11 +123,41 @@ func TestSplit(t *testing.T) {
 	if len(jobs) != 3 || len(seen) != 250 || !slices.IsSorted(seen) {
 		t.Errorf("%d jobs with %d recipients, want 3 with 250 in order", len(jobs), len(seen))
 	}
-	rest := jobs[2].rest(map[int32]bool{200: true, 249: true})
-	if n := len(rest.request.Recipients); n != 48 || len(jobs[2].request.Recipients) != 50 {
-		t.Errorf("%d recipients are left of 50 without 2, and %d in the job itself", n, len(jobs[2].request.Recipients))
+	part := jobs[2].with(jobs[2].request.Recipients[:2])
+	if n := len(part.request.Recipients); n != 2 || len(jobs[2].request.Recipients) != 50 {
+		t.Errorf("%d recipients in a part of 2, and %d in the job itself", n, len(jobs[2].request.Recipients))
 	}
 	if len(split(&mail.DeliveryRequest{}, 100)) != 0 {
 		t.Error("a request without recipients makes a job")
+	}
+}
+
+func TestAttemptIsBounded(t *testing.T) {
+	route := &mail.Route{Hosts: []mail.Host{{Name: "mx", Port: 25}}}
+	for i := range byte(10) {
+		route.Hosts[0].Addresses = append(route.Hosts[0].Addresses, netip.AddrFrom4([4]byte{192, 0, 2, i}))
+	}
+	j := newJob(0, "", route)
+	addr := func(i int) netip.AddrPort { return netip.AddrPortFrom(route.Hosts[0].Addresses[i], 25) }
+	once := j.elsewhere(addr(0))
+	if !once.mayGoOn() {
+		t.Error("an attempt ends after one session though there are other addresses")
+	}
+	if once.elsewhere(addr(1)).mayGoOn() {
+		t.Errorf("an attempt goes on after %d sessions", maxSessions)
+	}
+	for i := range maxAddresses {
+		j.tried = append(j.tried, addr(i))
+	}
+	if j.mayGoOn() {
+		t.Errorf("an attempt goes on after %d addresses", maxAddresses)
+	}
+	single := newJob(0, "", twoMX)
+	single.tried = []netip.AddrPort{first}
+	if single.elsewhere(second).mayGoOn() {
+		t.Error("an attempt goes on without an address that was not tried")
+	}
+	if len(single.tried) != 1 {
+		t.Error("going elsewhere changes the job that it came from")
 	}
 }

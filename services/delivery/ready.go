@@ -3,8 +3,6 @@ package delivery
 import (
 	"cmp"
 	"slices"
-
-	"github.com/postrider/postrider/pkg/mail"
 )
 
 const (
@@ -87,10 +85,10 @@ func (r *ready) class(priority int16) *class {
 
 // take removes and returns the next job that fits, or nil. A job that has
 // been passed often enough by others that fit is not passed again.
-func (r *ready) take(fits func(*mail.Route) bool) *job {
+func (r *ready) take(fits func(*job) bool) *job {
 	if len(r.first) > 0 {
 		j := r.first[0]
-		if !fits(j.request.Route) {
+		if !fits(j) {
 			return nil
 		}
 		r.first = r.first[1:]
@@ -128,9 +126,9 @@ func (r *ready) take(fits func(*mail.Route) bool) *job {
 
 // take returns the first job of the tenant that fits. stuck says that the
 // oldest one does not fit and may not be passed any more.
-func (t *tenant) take(fits func(*mail.Route) bool) (j *job, stuck bool) {
+func (t *tenant) take(fits func(*job) bool) (j *job, stuck bool) {
 	for i, j := range t.jobs[:min(len(t.jobs), lookAhead)] {
-		if !fits(j.request.Route) {
+		if !fits(j) {
 			if i == 0 && j.passed >= maxPassed {
 				return nil, true
 			}

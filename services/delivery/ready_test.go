@@ -21,7 +21,7 @@ func TestTenantsTakeTurns(t *testing.T) {
 	}
 	r.add(newJob(0, "reset", route))
 	for i := range 2 {
-		if j := r.take(anyRoute); j.request.Message.Tenant == "reset" {
+		if j := r.take(anyConnection); j.request.Message.Tenant == "reset" {
 			return
 		} else if i == 1 {
 			t.Errorf("the second job is of tenant %q, behind which %d more wait", j.request.Message.Tenant, r.len())
@@ -38,7 +38,7 @@ func TestPrioritiesShareByWeight(t *testing.T) {
 	}
 	high := 0
 	for range 300 {
-		if r.take(anyRoute).request.Message.Priority == 1 {
+		if r.take(anyConnection).request.Message.Priority == 1 {
 			high++
 		}
 	}
@@ -57,13 +57,13 @@ func TestOldestFirstWithinATenant(t *testing.T) {
 	}
 	back := jobs[0]
 	for i := range jobs {
-		if got := r.take(anyRoute); got != jobs[i] {
+		if got := r.take(anyConnection); got != jobs[i] {
 			t.Fatalf("job %d comes out of turn", i)
 		}
 	}
 	r.add(jobs[1])
 	r.again(back)
-	if r.take(anyRoute) != back {
+	if r.take(anyConnection) != back {
 		t.Error("a job that is to be tried again at once is not the first")
 	}
 }
@@ -74,7 +74,7 @@ func TestAJobIsNotPassedForEver(t *testing.T) {
 	var r ready
 	mine, other := &mail.Route{Site: "mine"}, &mail.Route{Site: "other"}
 	r.add(newJob(0, "", other))
-	fits := func(route *mail.Route) bool { return route == mine }
+	fits := func(j *job) bool { return j.request.Route == mine }
 	for i := range 2 * maxPassed {
 		r.add(newJob(0, "", mine))
 		if r.take(fits) == nil {
@@ -93,7 +93,7 @@ func TestReadyLosesNothing(t *testing.T) {
 		var r ready
 		routes := []*mail.Route{{Site: "a"}, {Site: "b"}, {Site: "c"}}
 		held := map[*job]bool{}
-		take := func(fits func(*mail.Route) bool) {
+		take := func(fits func(*job) bool) {
 			j := r.take(fits)
 			if j == nil {
 				return
@@ -101,7 +101,7 @@ func TestReadyLosesNothing(t *testing.T) {
 			if !held[j] {
 				t.Fatal("a job came out twice, or was never added")
 			}
-			if !fits(j.request.Route) {
+			if !fits(j) {
 				t.Fatal("a job came out that does not fit")
 			}
 			delete(held, j)
@@ -120,14 +120,14 @@ func TestReadyLosesNothing(t *testing.T) {
 			case 2:
 				if r.len() > 0 && len(held) > 0 {
 					before := len(held)
-					take(anyRoute)
+					take(anyConnection)
 					if len(held) != before-1 {
 						t.Fatal("there are jobs, and none comes out that any connection may take")
 					}
 				}
 			case 3:
 				wanted := rapid.SampledFrom(routes).Draw(t, "wanted")
-				take(func(route *mail.Route) bool { return route == wanted })
+				take(func(j *job) bool { return j.request.Route == wanted })
 			case 4:
 				if rapid.IntRange(0, 20).Draw(t, "drop") == 0 {
 					for _, j := range r.drop() {

@@ -116,12 +116,14 @@ func (ss *session) serve(j *job) bool {
 	return ss.conn.Usable() && ss.site.servesOn(ss.conn.Used())
 }
 
-// serves reports whether mail for the route may take this connection: it
-// goes to one of the route's hosts, under the same demands on TLS.
-func (ss *session) serves(r *mail.Route) bool {
-	return ss.level == r.TLS && slices.ContainsFunc(r.Hosts, func(h mail.Host) bool {
-		return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
-	})
+// serves reports whether a job may take this connection: it goes to one of
+// the hosts of the job's route, under the same demands on TLS, and the job has
+// not been here in vain.
+func (ss *session) serves(j *job) bool {
+	return ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
+		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
+			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
+		})
 }
 
 // abandon ends the session because the lease is over: at once, unless a final
@@ -192,7 +194,6 @@ func (a *attempt) connect(ctx context.Context) bool {
 		})
 		a.site.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
 		if conn != nil {
-			j.tried = append(j.tried, t.addr)
 			a.conn, a.target = conn, t
 			a.site.reached(t.addr)
 			a.metrics.connected(ctx, "greeted")
@@ -216,7 +217,12 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.site.blame(t.addr)
 		}
 		a.settleAll(answer, v)
-		a.putDownAll(outage{answer, t, a.over})
+		if answer.Phase == mail.PhaseStartTLS {
+			// The host is there: what fails is a policy of this domain.
+			a.site.reached(t.addr)
+		} else {
+			a.putDownAll(outage{answer, t, a.over})
+		}
 		return false
 	}
 	// No address is left: the sessions that broke had them all.
@@ -291,42 +297,43 @@ func (a *attempt) relay(ctx context.Context) {
 func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	j := a.job
 	a.over = time.Now()
-	if !a.conn.Usable() {
-		j.sessions++
-	}
-	last := j.sessions >= maxSessions || len(j.tried) >= maxAddresses || !a.site.hasOther(j)
-	widest := scopeRecipient
-	settled := map[int32]bool{}
+	next := j.elsewhere(a.target.addr) // what an attempt that goes on has used up
+	c := circumstances{tls: a.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn()}
+	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
+	var broken scope
 	for i, p := range j.request.Recipients {
-		answer := result.Answers[i]
-		v := judge(circumstances{answer: answer, tls: a.level, reused: reused, accepted: result.Accepted > 0, last: last})
-		if v.move != moveNewSession && (v.scope == scopeHost || v.scope == scopeSession) {
-			widest = v.scope
+		c.answer = result.Answers[i]
+		v := judge(c)
+		if v.move == moveNewSession && next.sessions >= maxSessions {
+			v.move = moveSettle
 		}
-		again := v.move == moveSameSession || v.move == moveNextHost || v.move == moveNewSession && j.sessions < maxSessions
-		if again {
-			j.last = answer
+		if v.scope == scopeHost || v.scope == scopeSession && v.move != moveNewSession {
+			broken = v.scope
+		}
+		if v.move == moveSettle {
+			outcomes = append(outcomes, a.outcome(p, c.answer, v))
 			continue
 		}
-		settled[p.No] = true
-		outcomes = append(outcomes, a.outcome(p, answer, v))
+		moves[v.move] = append(moves[v.move], p)
+		next.last = c.answer
 	}
 	a.settleOutcomes(outcomes)
-	if widest == scopeRecipient {
+	if broken == "" {
 		a.site.wentWell()
 	} else {
-		a.site.trouble(a.target.addr, widest == scopeHost)
+		a.site.trouble(a.target.addr, broken == scopeHost)
 	}
-	if len(settled) == len(j.request.Recipients) {
-		return
+	if rest := moves[moveSameSession]; rest != nil {
+		// At the head of the queue, for this connection if it still serves.
+		a.layAside(a.site.next(j.with(rest)))
 	}
-	rest := j.rest(settled)
-	if a.conn.Usable() {
-		// For this connection, which asks for its next job now.
-		rest.tried, rest.sessions = nil, 0
-		a.layAside(a.site.next(rest))
-		return
+	if rest := moves[moveNewSession]; rest != nil {
+		again := j.with(rest)
+		again.sessions = next.sessions
+		a.putBack(again)
 	}
-	a.putBack(rest)
+	if rest := moves[moveNextHost]; rest != nil {
+		a.putBack(next.with(rest))
+	}
 }

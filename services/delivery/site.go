@@ -202,7 +202,7 @@ func (s *site) assign(now time.Time) bool {
 		s.wakeAt(at)
 		return false
 	}
-	j := s.take(anyRoute)
+	j := s.take(anyConnection)
 	s.messages.Begin(now)
 	s.connections.Begin(now)
 	s.breaker.begin()
@@ -210,9 +210,9 @@ func (s *site) assign(now time.Time) bool {
 	return true
 }
 
-func anyRoute(*mail.Route) bool { return true }
+func anyConnection(*job) bool { return true }
 
-func (s *site) take(fits func(*mail.Route) bool) *job {
+func (s *site) take(fits func(*job) bool) *job {
 	j := s.ready.take(fits)
 	if j != nil {
 		s.changed = true
