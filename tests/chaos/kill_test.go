@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/tests/internal/submit"
 	"github.com/postrider/postrider/tests/world"
@@ -22,6 +23,7 @@ func TestKillEachService(t *testing.T) {
 	n := messages(t) / len(world.Services)
 	for i, name := range world.Services {
 		victim := s.Service(name, i%2)
+		s.waitShares() // or the victim may be one without work
 		var at time.Time
 		s.wave(fmt.Sprintf("kill%d-", i), n, func() {
 			at = time.Now()
@@ -32,6 +34,21 @@ func TestKillEachService(t *testing.T) {
 		s.restart(victim)
 	}
 	s.judge()
+}
+
+// waitShares waits until both delivery workers are home of a fair share of
+// the slots.
+func (s *scene) waitShares() {
+	s.t.Helper()
+	s.Eventually(s.t, drained, "fair shares of the slots", func(ctx context.Context) error {
+		var workers, least int
+		err := s.DB.QueryRow(ctx, `SELECT count(*), coalesce(min(n), 0) FROM (SELECT count(*) AS n FROM postrider.slots
+			WHERE lease_until > now() GROUP BY worker_id) AS share`).Scan(&workers, &least)
+		if err == nil && (workers != 2 || least < mail.Slots/4) {
+			err = fmt.Errorf("%d workers are homes, one of %d slots", workers, least)
+		}
+		return err
+	})
 }
 
 func (s *scene) restart(victim *world.Service) {

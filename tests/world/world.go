@@ -346,8 +346,28 @@ func (w *World) Close() error {
 	if w.PG != nil {
 		errs = append(errs, w.PG.Stop())
 	}
+	errs = append(errs, w.alarms())
 	if w.remove && w.Dir != "" {
 		errs = append(errs, os.RemoveAll(w.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+// alarms returns what must not be in the log of any process of ours, however
+// well the mail went.
+func (w *World) alarms() error {
+	var errs []error
+	for _, s := range w.services {
+		text, err := os.ReadFile(filepath.Join(w.Dir, s.String()+".log"))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, word := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: "} {
+			if at := strings.Index(string(text), word); at >= 0 {
+				errs = append(errs, fmt.Errorf("log of %s: %.4000s", s, text[at:]))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
