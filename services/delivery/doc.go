@@ -24,7 +24,9 @@
 //	look,     what is parked comes back as there is room, also
 //	pull      without the bus                                 pull.go
 //	site      the ready queue and the limits; hands jobs to   site.go, ready.go,
-//	          connections                                     hosts.go, internal/pace
+//	          connections                                     connections.go,
+//	                                                          hosts.go, internal/pace
+//	shelve    mail of a site none of whose hosts answers      shelve.go
 //	session   one connection: dial, load, relay, next         session.go, load.go
 //	judge     what each answer means                          trouble.go
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
@@ -63,8 +65,9 @@
 // each failure. The connection that has been idle the shortest is used first,
 // so those that are not needed end. An address that failed is tried last for
 // 30 s to 5 min, and one connection finds out whether it is back. When no host
-// of a site answers three times in a row, its mail waits in Postgres until a
-// probe gets through, and then all of it moves at once.
+// of a site answers three times in a row, its mail waits in Postgres, with the
+// reason in its history, until a probe gets through; then all of it moves at
+// once.
 //
 // Room: a site holds at most max_ready jobs, and never more than all others
 // leave free. Once mail of a site is parked, new mail of it is parked behind
@@ -97,6 +100,13 @@
 // so a worker that wakes up may believe in its lease for up to its rest.
 //
 // Broken TLS of a host is found anew by each connection.
+//
+// Where a pull fails so that nobody knows whether it was committed, the
+// worker ends its life to give back its claims; transactions in progress get
+// DELIVERY_DRAIN_TIMEOUT to end.
+//
+// Mail that waits for a rate limit alone has no history and gets no delay
+// notice before it is first tried.
 //
 // # See also
 //
