@@ -76,49 +76,54 @@ func (p *Process) Config(cfgs ...any) error {
 		}
 		return errPrinted
 	}
-	if err := p.load(cfgs...); err != nil {
+	shown, err := p.load(cfgs...)
+	if err != nil {
 		return err
 	}
-	if p.ran {
-		return nil
+	if !p.ran {
+		p.ran = true
+		if err := p.begin(own); err != nil {
+			return err
+		}
 	}
-	p.ran = true
-	return p.begin(own)
+	slog.Debug("configuration", "variables", shown)
+	return nil
 }
 
-// load fills the structs and checks them.
-func (p *Process) load(cfgs ...any) error {
-	var problems, dump []string
+// load fills the structs and checks them. It returns what may be shown of
+// each variable.
+func (p *Process) load(cfgs ...any) (shown []string, err error) {
+	var problems []string
 	for _, cfg := range cfgs {
 		vars, err := variables(cfg)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		broken := map[any]bool{}
 		for _, v := range vars {
-			shown, err := p.fill(v)
+			value, err := p.fill(v)
 			if err != nil {
 				problems = append(problems, err.Error())
 				broken[v.owner.Addr().Interface()] = true
 				continue
 			}
-			dump = append(dump, v.Name+"="+shown)
+			shown = append(shown, v.Name+"="+value)
 		}
 		more, _ := validate(reflect.ValueOf(cfg), broken)
 		problems = append(problems, more...)
 	}
 	if len(problems) > 0 {
-		return &ConfigError{unique(problems)}
+		return nil, &ConfigError{unique(problems)}
 	}
-	slog.Debug("configuration", "variables", dump)
-	return nil
+	return shown, nil
 }
 
 // Load fills the structs as Process.Config does, from the environment and
 // the given defaults, and starts nothing: for commands that run no service.
 func Load(defaults map[string]string, cfgs ...any) error {
 	p := &Process{lookup: os.LookupEnv, defaults: defaults}
-	return p.load(cfgs...)
+	_, err := p.load(cfgs...)
+	return err
 }
 
 // fill sets the field of a variable and returns how its value may be shown.
