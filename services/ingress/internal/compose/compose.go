@@ -109,9 +109,12 @@ func (p part) append(dst []byte) []byte {
 	if p.boundary == "" {
 		return append(dst, p.content...)
 	}
+	// RFC 2046 §5.1.1: the CRLF before a delimiter belongs to it.
+	delimiter := "--" + p.boundary
 	for _, inside := range p.parts {
-		dst = append(dst, "--"+p.boundary+"\r\n"...)
+		dst = append(dst, delimiter+"\r\n"...)
 		dst = inside.append(dst)
+		delimiter = "\r\n--" + p.boundary
 	}
-	return append(dst, "--"+p.boundary+"--\r\n"...)
+	return append(dst, delimiter+"--\r\n"...)
 }

@@ -245,8 +245,12 @@ func FuzzCompose(f *testing.F) {
 			t.Errorf("From %v, %v, want %q", from, err, name)
 		}
 		for i, want := range []string{text, html} {
-			if got := strings.TrimSuffix(leaves[i].content, "\r\n"); got != strings.TrimSuffix(crlf(want), "\r\n") {
-				t.Errorf("part %d: %q, want %q", i, got, want)
+			want = crlf(want)
+			if !strings.HasSuffix(want, "\r\n") && leaves[i].content != want {
+				want += "\r\n"
+			}
+			if leaves[i].content != want {
+				t.Errorf("part %d: %q, want %q", i, leaves[i].content, want)
 			}
 		}
 		if leaves[2].content != text {
