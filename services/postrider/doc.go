@@ -14,6 +14,9 @@
 //	postrider hold|release|retry|fail|cancel [QUEUE-ID] [--domain D] ... [--reason TEXT]
 //	postrider site list|suspend SITE|resume SITE
 //	postrider route list|set DOMAIN HOST:PORT...|delete DOMAIN
+//	postrider tenant add|list|set|suspend|resume|delete [NAME] ...
+//	postrider credential add|list|set|disable|enable|delete [NAME] ...
+//	postrider domain add|list|delete [DOMAIN] ...
 //	postrider migrate up|status
 //	postrider version
 //
