@@ -2,7 +2,8 @@
 // migrations and every transaction; nothing else of postrider imports pgx.
 //
 // One file holds one step of the walk: accept.go, claim.go, settle.go,
-// park.go, ring.go, report.go, worker.go, retire.go, inspect.go.
+// park.go, ring.go, report.go, worker.go, retire.go, inspect.go. Who may relay
+// is in tenant.go, credential.go, guard.go and usage.go.
 //
 // Statements on the hot path name the leaf partition of the ids they touch
 // (a plan on the parent pays for every partition) and run on sessions whose

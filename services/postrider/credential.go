@@ -72,11 +72,11 @@ type credentialFlags struct {
 }
 
 func (f *credentialFlags) add(c *cobra.Command) {
-	c.Flags().StringArrayVar(&f.reversePaths, "reverse-path", nil, `allowed reverse-paths: user@example.com, example.com, *.example.com, or * for any; repeatable; "" for all of the tenant's domains`)
-	c.Flags().StringArrayVar(&f.from, "from", nil, `allowed addresses of the From field, likewise; "" for the same as the reverse-paths`)
-	c.Flags().StringArrayVar(&f.networks, "network", nil, `network of its clients, such as 192.0.2.0/24; repeatable; "" for any`)
+	c.Flags().StringArrayVar(&f.reversePaths, "reverse-path", nil, "allowed `reverse-paths`: user@example.com, example.com, *.example.com, or * for any; repeatable; \"\" for all of the tenant's domains")
+	c.Flags().StringArrayVar(&f.from, "from", nil, "allowed `addresses` of the From field, likewise; \"\" for the same as the reverse-paths")
+	c.Flags().StringArrayVar(&f.networks, "network", nil, "`network` of its clients, such as 192.0.2.0/24; repeatable; \"\" for any")
 	f.limits.add(c)
-	c.Flags().StringVar(&f.expires, "expires", "never", "date, moment, or time from now: 2027-01-31, 90d, never")
+	c.Flags().StringVar(&f.expires, "expires", "never", "`when` it ends: a date, a moment, a time from now, or never: 2027-01-31, 90d")
 }
 
 // apply changes those settings whose flags were given.
@@ -161,8 +161,8 @@ func credentialAddCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&secret.stdin, "password-stdin", false, "read the password from the first line of standard input")
 	c.Flags().BoolVar(&secret.apiKey, "api-key", false, "make an API key for HTTP")
-	c.Flags().StringVar(&secret.certificate, "certificate", "", "client certificate: PEM file, or sha256: and its fingerprint in hex")
-	c.Flags().StringVar(&secret.certificateName, "certificate-name", "", "DNS name in client certificates of a CA that the listener trusts")
+	c.Flags().StringVar(&secret.certificate, "certificate", "", "client certificate: PEM `file`, or sha256: and its fingerprint in hex")
+	c.Flags().StringVar(&secret.certificateName, "certificate-name", "", "DNS `name` in client certificates of a CA that the listener trusts")
 	noSCRAMFlag(c, &secret)
 	tenantFlag(c, &tenant)
 	flags.add(c)
@@ -286,8 +286,8 @@ ends at once, and so do the sessions that began with it.`,
 	c.Flags().BoolVar(&secret.stdin, "password-stdin", false, "read a new password from the first line of standard input")
 	c.Flags().BoolVar(&secret.generate, "new-password", false, "make a new password and print it")
 	c.Flags().BoolVar(&secret.apiKey, "new-api-key", false, "make a new API key and print it")
-	c.Flags().StringVar(&secret.certificate, "certificate", "", "new client certificate: PEM file, or sha256: and its fingerprint in hex")
-	c.Flags().StringVar(&secret.certificateName, "certificate-name", "", "new DNS name in client certificates")
+	c.Flags().StringVar(&secret.certificate, "certificate", "", "new client certificate: PEM `file`, or sha256: and its fingerprint in hex")
+	c.Flags().StringVar(&secret.certificateName, "certificate-name", "", "new DNS `name` in client certificates")
 	noSCRAMFlag(c, &secret)
 	flags.add(c)
 	outputFlag(c, &format)

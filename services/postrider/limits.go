@@ -24,8 +24,8 @@ type limitFlags struct {
 }
 
 func (f *limitFlags) add(c *cobra.Command) {
-	c.Flags().Float64Var(&f.rate, "messages-per-second", 0, "messages a second, at each ingress process; 0 is no bound")
-	c.Flags().Int64Var(&f.recipients, "recipients-per-day", 0, "recipients a day (UTC); 0 is no bound")
+	c.Flags().Float64Var(&f.rate, "messages-per-second", 0, "`messages` a second, at each ingress process; 0 is no bound")
+	c.Flags().Int64Var(&f.recipients, "recipients-per-day", 0, "`recipients` a day (UTC); 0 is no bound")
 	c.Flags().Var(&f.bytes, "bytes-per-day", "content a day (UTC), such as 500MB or 2GiB; 0 is no bound")
 }
 

@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -544,6 +545,9 @@ func TestWhatAnIdentityMayName(t *testing.T) {
 		if from := c.id.MayFrom(c.path); from != c.from {
 			t.Errorf("%s: From %v, want %v", c.name, from, c.from)
 		}
+	}
+	if text := fmt.Sprintf("%+v", app); strings.Contains(text, "argon2") {
+		t.Errorf("a log would show %s", text)
 	}
 	if app.MayFrom("a@example.com", "b@example.net") || app.MayFrom() {
 		t.Error("one of several, or none, is enough")

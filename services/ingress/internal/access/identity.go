@@ -35,6 +35,11 @@ type Identity struct {
 	grant        store.Grant
 }
 
+// String names the identity in logs, without what verifies it.
+func (id Identity) String() string {
+	return fmt.Sprintf("credential %q of tenant %q by %s", id.Credential, id.Tenant, id.Method)
+}
+
 // Network returns the identity of a client that may relay for its address
 // alone: any reverse-path, no tenant, no limits.
 func Network() Identity {
