@@ -123,6 +123,41 @@ func (s *scene) wantTakenOver(what string, at time.Time) {
 		longest = max(longest, next)
 	}
 	s.t.Logf("%s: every site was served again within %s", what, longest.Round(time.Millisecond))
+	s.wantNoStragglers(what, at)
+}
+
+// wantNoStragglers checks that no recipient, and no report, waited much longer
+// than the take-over time after it was accepted or after the event,
+// whichever was later. The rest is the time that the load itself needs.
+func (s *scene) wantNoStragglers(what string, at time.Time) {
+	s.t.Helper()
+	const ofLoad = 20 * time.Second // on a slow machine
+	rows, err := s.DB.Query(s.t.Context(), `SELECT m.queue_id::text, m.report_of IS NOT NULL, extract(epoch FROM
+			r.final_at - greatest($1, coalesce(o.final_at, m.accepted_at)))::float8 AS waited
+		FROM postrider.recipients r JOIN postrider.messages m USING (queue_id)
+		LEFT JOIN postrider.recipients o ON o.queue_id = m.report_of
+		WHERE r.final_at > $1 ORDER BY waited DESC LIMIT 3`, at)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer rows.Close()
+	for first := true; rows.Next(); first = false {
+		var id string
+		var isReport bool
+		var seconds float64
+		if err := rows.Scan(&id, &isReport, &seconds); err != nil {
+			s.t.Fatal(err)
+		}
+		if first {
+			s.t.Logf("%s: the slowest message was final after %.1f s", what, seconds)
+		}
+		if seconds > (takeOver + ofLoad).Seconds() {
+			s.t.Errorf("%s: message %s (a report: %v) was final only after %.1f s", what, id, isReport, seconds)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // judge waits until all is done and holds the books against what the remote

@@ -74,7 +74,9 @@ func TestKillBothCopies(t *testing.T) {
 		for c := range 2 {
 			s.restart(s.Service(name, c))
 		}
+		at := time.Now()
 		s.WaitIdle(t, drained)
+		s.wantTakenOver("kill -9 of every "+name, at)
 	}
 	s.judge()
 }
