@@ -167,7 +167,7 @@ func TestPassword(t *testing.T) {
 	} {
 		wg.Go(func() {
 			id, err := k.Password(t.Context(), address(), c.user, c.password)
-			if err != ErrRefused || id.Tenant != "" || id.MayReversePath("a@example.com") || id.MayReversePath("") {
+			if !errors.Is(err, ErrRefused) || err.Error() != ErrRefused.Error() || id.Tenant != "" || id.MayReversePath("a@example.com") || id.MayReversePath("") {
 				t.Errorf("%.20q, %q: %+v, %v", c.user, c.password, id, err)
 			}
 		})
@@ -175,7 +175,7 @@ func TestPassword(t *testing.T) {
 	wg.Wait()
 	// A right password from a place that is not allowed is no way in, also
 	// when it is known in memory.
-	if _, err := k.Password(t.Context(), there, "local", password); err != ErrRefused {
+	if _, err := k.Password(t.Context(), there, "local", password); !errors.Is(err, ErrRefused) {
 		t.Errorf("from another network: %v", err)
 	}
 }
@@ -197,7 +197,7 @@ func TestNobodyStandsOutByTime(t *testing.T) {
 	for range 8 {
 		for _, user := range users {
 			began := time.Now()
-			if _, err := k.Password(t.Context(), there, user, "guess"); err != errAtOnce {
+			if _, err := k.Password(t.Context(), there, user, "guess"); !errors.Is(err, errAtOnce) {
 				t.Fatal(user, err)
 			}
 			if took := time.Since(began); fastest[user] == 0 || took < fastest[user] {
@@ -218,7 +218,7 @@ func TestBruteForceIsAnsweredByAll(t *testing.T) {
 	a, b := w.keeper(), w.keeper()
 	began := time.Now()
 	for i, k := range []*Keeper{a, b, a} {
-		if _, err := k.Password(t.Context(), there, "app", "wrong"); err != ErrRefused {
+		if _, err := k.Password(t.Context(), there, "app", "wrong"); !errors.Is(err, ErrRefused) {
 			t.Fatalf("failure %d: %v", i+1, err)
 		}
 	}
@@ -284,7 +284,7 @@ func TestParallelAttempts(t *testing.T) {
 				switch _, err := k.Password(t.Context(), client, "app", password(i)); {
 				case err == nil:
 					in.Add(1)
-				case err == ErrRefused:
+				case errors.Is(err, ErrRefused):
 					refused.Add(1)
 				case tooMany(err):
 					blocked.Add(1)
@@ -328,9 +328,9 @@ func TestChangesTakeEffect(t *testing.T) {
 	w.must(w.store.ChangeCredential(t.Context(), "app", func(c *store.Credential) error { c.Password = other; return nil }))
 	w.eventually("new password ends the session", func() bool {
 		_, err := k.Renew(t.Context(), here, id)
-		return err == ErrRefused
+		return errors.Is(err, ErrRefused)
 	})
-	if _, err := k.Password(t.Context(), here, "app", password); err != ErrRefused {
+	if _, err := k.Password(t.Context(), here, "app", password); !errors.Is(err, ErrRefused) {
 		t.Errorf("old password: %v", err)
 	}
 	id, err = k.Password(t.Context(), here, "app", "another")
@@ -338,7 +338,7 @@ func TestChangesTakeEffect(t *testing.T) {
 	w.must(w.store.DeleteCredential(t.Context(), "app"))
 	w.eventually("deleted", func() bool {
 		_, err := k.Renew(t.Context(), here, id)
-		return err == ErrRefused
+		return errors.Is(err, ErrRefused)
 	})
 	if id, err := k.Renew(t.Context(), here, Network()); err != nil || !id.MayFrom("x@anywhere.example") {
 		t.Errorf("network: %+v, %v", id, err)
@@ -432,16 +432,16 @@ func TestSCRAM(t *testing.T) {
 	for _, c := range []struct{ user, password string }{
 		{"app", "wrong"}, {"nobody", password}, {"plain", password}, {"disabled", password}, {"key", password},
 	} {
-		if id, err := login(t, k, address(), c.user, c.password); err != ErrRefused || id.Method != "" {
+		if id, err := login(t, k, address(), c.user, c.password); !errors.Is(err, ErrRefused) || id.Method != "" {
 			t.Errorf("%s, %s: %+v, %v", c.user, c.password, id, err)
 		}
 	}
 	for range maxFails - 1 {
-		if _, err := login(t, k, there, "nobody", "x"); err != ErrRefused {
+		if _, err := login(t, k, there, "nobody", "x"); !errors.Is(err, ErrRefused) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := login(t, k, there, "disabled", password); err != ErrRefused {
+	if _, err := login(t, k, there, "disabled", password); !errors.Is(err, ErrRefused) {
 		t.Fatal(err)
 	}
 	if _, err := login(t, k, there, "app", password); !tooMany(err) {
@@ -494,11 +494,11 @@ func TestKeysAndCertificates(t *testing.T) {
 	}
 	other, _ := auth.NewKey()
 	for _, key := range []string{"", "pr_", other, password} {
-		if _, err := k.APIKey(t.Context(), address(), key); err != ErrRefused {
+		if _, err := k.APIKey(t.Context(), address(), key); !errors.Is(err, ErrRefused) {
 			t.Errorf("key %q: %v", key, err)
 		}
 	}
-	if _, err := k.APIKey(t.Context(), there, w.apiKey); err != ErrRefused {
+	if _, err := k.APIKey(t.Context(), there, w.apiKey); !errors.Is(err, ErrRefused) {
 		t.Errorf("key from another network: %v", err)
 	}
 	for name, c := range map[string]Certificate{"pinned": pinned, "named": byName} {
@@ -509,7 +509,7 @@ func TestKeysAndCertificates(t *testing.T) {
 	unverified := byName
 	unverified.Names = nil
 	for _, c := range []Certificate{byNobody, unverified, {}} {
-		if _, err := k.Certificate(t.Context(), here, c); err != ErrRefused {
+		if _, err := k.Certificate(t.Context(), here, c); !errors.Is(err, ErrRefused) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}

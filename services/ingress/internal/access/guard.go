@@ -129,6 +129,6 @@ func network(client netip.Addr) netip.Prefix {
 	if client.Is6() {
 		bits = 64
 	}
-	p, _ := client.Prefix(bits) //nolint:errcheck // an invalid address, of a test or a Unix socket, is one network too
+	p, _ := client.Prefix(bits) // an address that is none is one network too
 	return p
 }

@@ -101,7 +101,7 @@ func New(db accessStore, cfg Config) (*Keeper, error) {
 	if k.verified, err = newMemo[struct{}](memoSize, verifiedLife); err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
-	rand.Read(k.secret[:]) //nolint:errcheck // it never fails: crypto/rand ends the process instead
+	rand.Read(k.secret[:]) // it never fails: crypto/rand ends the process instead
 	return k, nil
 }
 
