@@ -12,6 +12,7 @@ import (
 var documents = []string{
 	filepath.Join("..", "..", "README.md"),
 	filepath.Join("..", "..", "docs", "operations.md"),
+	filepath.Join("..", "..", "docs", "access.md"),
 }
 
 func read(t *testing.T, name string) string {

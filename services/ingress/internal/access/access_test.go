@@ -273,6 +273,35 @@ func TestStrangersDoNotShutOut(t *testing.T) {
 	}
 }
 
+// A flood of passwords to verify does not delay who is known.
+func TestKnownClientsDoNotQueue(t *testing.T) {
+	w := setup(t, storetest.New(t))
+	if _, err := w.keeper().Password(t.Context(), here, "app", password); err != nil {
+		t.Fatal(err)
+	}
+	k := w.keeper()
+	k.unknown = auth.NewHasher(1)
+	const slow = "$argon2id$v=19$m=65536,t=6,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
+	const flood = 4
+	var done atomic.Int32
+	var wg sync.WaitGroup
+	for range flood {
+		wg.Go(func() {
+			if _, err := k.unknown.Verify(t.Context(), slow, "x"); err != nil {
+				t.Error(err)
+			}
+			done.Add(1)
+		})
+	}
+	if _, err := k.Password(t.Context(), here, "app", password); err != nil {
+		t.Error(err)
+	}
+	if n := done.Load(); n == flood {
+		t.Error("the known client waited for the flood")
+	}
+	wg.Wait()
+}
+
 func TestParallelAttempts(t *testing.T) {
 	w := setup(t, storetest.New(t))
 	k := w.keeper()

@@ -42,6 +42,7 @@ type gate struct {
 	client      string // key of user and network together; "" for an attempt without a user
 	succeededAt time.Time
 	score       float64 // of client
+	known       bool    // client is judged by itself
 }
 
 // look returns the gate of an attempt, or a *TooManyError. user is "" when
@@ -59,10 +60,10 @@ func (g *guard) look(ctx context.Context, client netip.Addr, user string) (gate,
 	}
 	at := gate{keys: keys[:1], limits: []int{g.max}}
 	if user != "" {
-		known := standings[2]
-		at = gate{keys[:2], []int{g.max, 2 * g.max}, keys[2], known.SucceededAt, known.Score}
-		if time.Since(known.SucceededAt) < knownFor {
-			at.keys, at.limits = keys[2:], []int{g.max}
+		both := standings[2]
+		at = gate{keys: keys[:2], limits: []int{g.max, 2 * g.max}, client: keys[2], succeededAt: both.SucceededAt, score: both.Score}
+		if time.Since(both.SucceededAt) < knownFor {
+			at.keys, at.limits, at.known = keys[2:], []int{g.max}, true
 			standings = standings[2:]
 		}
 	}

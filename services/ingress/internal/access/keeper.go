@@ -50,7 +50,7 @@ type accessStore interface {
 // Config is how strict the keeper is.
 type Config struct {
 	MaxFailures int `envconfig:"AUTH_MAX_FAILURES" default:"10" desc:"Failures to authenticate from one address (a /64 of IPv6), at all ingress processes together, after which it gets 421; a user has twice as many. Half are forgotten in 15 minutes."`
-	Parallel    int `envconfig:"AUTH_PARALLEL" default:"2" desc:"Passwords that a process verifies at a time; each takes 19 MiB and a core for about 20 ms."`
+	Parallel    int `envconfig:"AUTH_PARALLEL" default:"2" desc:"Passwords that a process verifies at a time, and as many again of clients that it knows; each takes 19 MiB and a core for about 20 ms."`
 }
 
 // Validate reports every setting that cannot work.
@@ -70,7 +70,8 @@ func (c *Config) Validate() error {
 // *QuotaError are temporary: 454 4.7.0, HTTP 503.
 type Keeper struct {
 	store    accessStore
-	hasher   *auth.Hasher
+	known    *auth.Hasher // for users whose network is known: a flood of strangers does not delay them
+	unknown  *auth.Hasher
 	guard    guard
 	meter    *meter
 	metrics  *metrics
@@ -92,7 +93,8 @@ type found struct {
 // New returns a Keeper. Run must run while it is used.
 func New(db accessStore, cfg Config) (*Keeper, error) {
 	k := &Keeper{
-		store: db, hasher: auth.NewHasher(cfg.Parallel), guard: guard{db, cfg.MaxFailures}, meter: newMeter(db), metrics: newMetrics(),
+		store: db, known: auth.NewHasher(cfg.Parallel), unknown: auth.NewHasher(cfg.Parallel),
+		guard: guard{db, cfg.MaxFailures}, meter: newMeter(db), metrics: newMetrics(),
 	}
 	var err error
 	if k.grants, err = newMemo[found](memoSize, rowLife); err != nil {
@@ -131,8 +133,12 @@ func (k *Keeper) password(ctx context.Context, client netip.Addr, user, password
 		if err != nil {
 			return Identity{}, err
 		}
+		hasher := k.unknown
+		if at.known {
+			hasher = k.known
+		}
 		// Whatever is wrong, a hash is computed.
-		ok, err := k.hasher.Verify(ctx, f.grant.Credential.Password, password)
+		ok, err := hasher.Verify(ctx, f.grant.Credential.Password, password)
 		if err != nil {
 			return Identity{}, fmt.Errorf("credential %q: %w", user, err)
 		}
