@@ -285,20 +285,56 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// as returns a store whose sessions have a role of the migrations.
+func (f *fixture) as(t *testing.T, role string) *store.Store {
+	t.Helper()
+	u, err := url.Parse(f.db.Config().ConnString())
+	must(t, err)
+	query := u.Query()
+	query.Set("role", role)
+	u.RawQuery = query.Encode()
+	s, err := store.Open(t.Context(), store.Config{URL: u.String(), MaxConns: 2})
+	must(t, err)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Operators decide who may relay; readers see all of it but what verifies a
+// secret.
+func TestRolesOfPeople(t *testing.T) {
+	f := setup(t)
+	operator, reader := f.as(t, "postrider_operator"), f.as(t, "postrider_reader")
+	must(t, operator.CreateTenant(t.Context(), store.Tenant{Name: "acme"}))
+	must(t, operator.AddDomain(t.Context(), store.TenantDomain{Domain: "example.com", Tenant: "acme"}))
+	must(t, operator.CreateCredential(t.Context(), credentials()[0]))
+	must(t, operator.ChangeCredential(t.Context(), "app@example.com", func(c *store.Credential) error { c.Disabled = false; return nil }))
+	must(t, operator.ChangeTenant(t.Context(), "acme", func(tn *store.Tenant) error { tn.Priority = 1; return nil }))
+	_, err := operator.UsageOf(t.Context(), time.Now())
+	must(t, err)
+
+	_, err = reader.Tenants(t.Context())
+	must(t, err)
+	_, err = reader.Domains(t.Context(), "")
+	must(t, err)
+	if _, err := reader.Credentials(t.Context(), ""); err == nil {
+		t.Error("a reader read secrets")
+	}
+	if _, err := reader.Decoy(t.Context()); err == nil {
+		t.Error("a reader read the secret of the decoys")
+	}
+	if err := reader.CreateTenant(t.Context(), store.Tenant{Name: "mine"}); err == nil {
+		t.Error("a reader made a tenant")
+	}
+	must(t, operator.DeleteTenant(t.Context(), "acme", true))
+}
+
 // What ingress does, its role may do; and nothing of what it has no business
 // with.
 func TestRoleOfIngress(t *testing.T) {
 	f := setup(t)
 	f.tenant(t, "acme")
 	must(t, f.CreateCredential(t.Context(), credentials()[1]))
-	u, err := url.Parse(f.db.Config().ConnString())
-	must(t, err)
-	query := u.Query()
-	query.Set("role", "postrider_ingress")
-	u.RawQuery = query.Encode()
-	s, err := store.Open(t.Context(), store.Config{URL: u.String(), MaxConns: 2})
-	must(t, err)
-	defer s.Close()
+	s := f.as(t, "postrider_ingress")
 	for name, call := range map[string]func() error{
 		"ping":      func() error { return s.Ping(t.Context()) },
 		"accept":    func() error { return s.Accept(t.Context(), []*mail.Submission{submission(1)}) },

@@ -18,6 +18,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/auth"
 	"github.com/postrider/postrider/pkg/devpg"
+	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/storetest"
 )
@@ -568,7 +569,7 @@ func TestWhatAnIdentityMayName(t *testing.T) {
 		{"nobody", Identity{}, "a@example.com", false, false},
 		{"null of nobody", Identity{}, "", false, false},
 	} {
-		if may := c.id.MayReversePath(mailPath(c.path)); may != c.may {
+		if may := c.id.MayReversePath(mail.ReversePath(c.path)); may != c.may {
 			t.Errorf("%s: reverse-path %v, want %v", c.name, may, c.may)
 		}
 		if from := c.id.MayFrom(c.path); from != c.from {

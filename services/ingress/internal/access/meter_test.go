@@ -9,12 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/storetest"
 )
-
-func mailPath(s string) mail.ReversePath { return mail.ReversePath(s) }
 
 func (w *world) limit(tenant, credential store.Limits) {
 	w.t.Helper()
