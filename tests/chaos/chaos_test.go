@@ -141,6 +141,7 @@ func (s *scene) wantNoStragglers(what string, at time.Time) {
 		s.t.Fatal(err)
 	}
 	defer rows.Close()
+	late := map[string]string{}
 	for first := true; rows.Next(); first = false {
 		var id string
 		var isReport bool
@@ -152,11 +153,14 @@ func (s *scene) wantNoStragglers(what string, at time.Time) {
 			s.t.Logf("%s: the slowest message was final after %.1f s", what, seconds)
 		}
 		if seconds > (takeOver + ofLoad).Seconds() {
-			s.t.Errorf("%s: message %s (a report: %v) was final only after %.1f s", what, id, isReport, seconds)
+			late[id] = fmt.Sprintf("final only after %.1f s (a report: %v)", seconds, isReport)
 		}
 	}
 	if err := rows.Err(); err != nil {
 		s.t.Fatal(err)
+	}
+	for id, text := range late {
+		s.t.Errorf("%s at %s: message %s was %s%s", what, at.UTC().Format(time.RFC3339Nano), id, text, s.story(id))
 	}
 }
 
