@@ -70,6 +70,7 @@ var vendors = []struct {
 	{"github.com/spf13/cobra", []string{`services/postrider`}, "there is one command line"},
 	{"github.com/xdg-go", []string{`pkg/auth`}, "secrets are made and verified in one place"},
 	{"golang.org/x/crypto/argon2", []string{`pkg/auth`}, "secrets are made and verified in one place"},
+	{"github.com/danielgtaylor/huma", []string{`services/ingress/internal/httpd`}, "it describes the one interface of HTTP clients"},
 	{"github.com/BurntSushi/toml", []string{`pkg/shaping`}, "one file format, one reader"},
 }
 

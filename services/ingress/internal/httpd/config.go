@@ -1,0 +1,55 @@
+package httpd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+)
+
+// Config is how the server treats its clients.
+type Config struct {
+	Listen         string        `envconfig:"HTTP_LISTEN" default:"127.0.0.1:8025" desc:"Address on which messages are taken by HTTP (POST /v1/messages, docs/openapi.json). Empty: nowhere. Put a TLS proxy before it where the network is not trusted."`
+	MaxBodyBytes   int64         `envconfig:"HTTP_MAX_BODY_BYTES" default:"8388608" desc:"Largest JSON request, in bytes. It is held in memory; larger messages come as message/rfc822, up to POSTRIDER_MAX_MESSAGE_BYTES."`
+	MemoryBytes    int64         `envconfig:"HTTP_MEMORY_BYTES" default:"67108864" desc:"Memory for all requests of a process at a time, in bytes; more gets 429. JSON counts four times its size, a message/rfc822 at most 1.25 MiB."`
+	MaxConnections int           `envconfig:"HTTP_MAX_CONNECTIONS" default:"1000" desc:"HTTP connections at a time; more wait."`
+	ReadTimeout    time.Duration `envconfig:"HTTP_READ_TIMEOUT" default:"30s" desc:"How long a client may take for a request, and one second more for each KiB of it."`
+	Streams        int           `envconfig:"HTTP_STREAMS" default:"1" desc:"Messages over 1 MiB that come by HTTP and are written to Postgres at a time. Each needs a connection of its own."`
+
+	// What ingress has for all its clients.
+	Hostname        string                          `ignored:"true"`
+	MaxMessageBytes int64                           `ignored:"true"`
+	MaxRecipients   int                             `ignored:"true"`
+	DrainTimeout    time.Duration                   `ignored:"true"`
+	Lifetime        func(mail.Domain) time.Duration `ignored:"true"` // of a recipient
+	ReportLifetime  time.Duration                   `ignored:"true"` // with a null reverse-path
+}
+
+// Validate reports every setting that cannot work.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_HTTP_LISTEN: %w", err))
+		}
+	}
+	for _, v := range []struct {
+		name       string
+		value, min int64
+	}{
+		{"HTTP_MAX_BODY_BYTES", c.MaxBodyBytes, 64 << 10},
+		{"HTTP_MEMORY_BYTES", c.MemoryBytes, max(jsonFactor*c.MaxBodyBytes, 2*streamMemory)},
+		{"HTTP_MAX_CONNECTIONS", int64(c.MaxConnections), 1},
+		{"HTTP_STREAMS", int64(c.Streams), 1},
+	} {
+		if v.value < v.min {
+			errs = append(errs, fmt.Errorf("POSTRIDER_%s is %d, want at least %d", v.name, v.value, v.min))
+		}
+	}
+	if c.ReadTimeout < time.Second {
+		errs = append(errs, fmt.Errorf("POSTRIDER_HTTP_READ_TIMEOUT is %s, want at least 1s", c.ReadTimeout))
+	}
+	return errors.Join(errs...)
+}
