@@ -82,10 +82,10 @@ func keep(reqs []*mail.DeliveryRequest, won map[fence]bool, added int32) {
 
 const claimRows = `UPDATE recipients_%s r
 SET attempt = r.attempt + 1, worker_id = $1, slot = NULL, rung = false, site = t.site,
-    next_attempt_at = r.expires_at
-FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[]) AS t (queue_id, recipient_no, attempt, site)
+    dispatched = t.now, next_attempt_at = r.expires_at
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::boolean[]) AS t (queue_id, recipient_no, attempt, site, now)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
-  AND r.attempt = t.attempt AND r.worker_id IS NULL AND r.state = 'queued'
+  AND r.attempt = t.attempt AND r.worker_id IS NULL AND r.state = 'queued' AND r.expires_at > now()
 RETURNING r.queue_id, r.recipient_no, t.attempt`
 
 // Claim makes the worker the one that may try these recipients. Each request
@@ -93,19 +93,88 @@ RETURNING r.queue_id, r.recipient_no, t.attempt`
 // is the new fence. Losing the commit in a crash of Postgres is safe: the
 // recipient is then claimed again.
 func (s *Store) Claim(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
-	won, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
-		return fmt.Sprintf(claimRows, leaf), []any{worker, c.ids, c.nos, c.attempts, c.sites}
-	})
-	if err != nil {
-		return fmt.Errorf("claim: %w", err)
-	}
-	keep(reqs, won, 1)
-	return nil
+	_, err := s.ClaimAndDispatch(ctx, worker, reqs, make([]bool, len(reqs)))
+	return err
 }
 
-// fenced runs one statement per leaf over the recipients of the requests, in
-// one round trip, and returns those that the statement returned.
-func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(leaf string, c columns) (string, []any)) (map[fence]bool, error) {
+// ClaimAndDispatch is Claim, and for those requests of which now is true also
+// Dispatch, in one round trip: for a request that finds a free connection.
+// contents[i] belongs to reqs[i]; it is zero if now[i] is false or the content
+// is large or cannot be read, and then Dispatch says more.
+func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest, now []bool) ([]Content, error) {
+	atOnce := map[*mail.DeliveryRequest]bool{}
+	var ready []*mail.DeliveryRequest
+	for i, req := range reqs {
+		if now[i] {
+			atOnce[req] = true
+			ready = append(ready, req)
+		}
+	}
+	read := contentBatch{}
+	won, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
+		c := columnsOf(rows)
+		begin := make([]bool, len(rows))
+		for i, r := range rows {
+			begin[i] = atOnce[r.req]
+		}
+		return fmt.Sprintf(claimRows, leaf), []any{worker, c.ids, c.nos, c.attempts, c.sites, begin}
+	}, read.of(ready))
+	if err != nil {
+		return nil, fmt.Errorf("claim: %w", err)
+	}
+	keep(reqs, won, 1)
+	contents := make([]Content, len(reqs))
+	for i, req := range reqs {
+		if now[i] {
+			contents[i].Bytes = read[req.Message.ID]
+		}
+	}
+	return contents, nil
+}
+
+// contentBatch is the contents that were read together.
+type contentBatch map[mail.QueueID][]byte
+
+// of returns what adds the reading of the requests' contents to a batch.
+// Large contents are left out.
+func (c contentBatch) of(reqs []*mail.DeliveryRequest) func(*pgx.Batch) {
+	collect := func(rows pgx.Rows) error {
+		var id mail.QueueID
+		var content []byte
+		_, err := pgx.ForEachRow(rows, []any{&id, &content}, func() error {
+			c[id] = content
+			content = nil
+			return nil
+		})
+		return err
+	}
+	return func(batch *pgx.Batch) {
+		var hot, aged []mail.QueueID
+		for _, req := range reqs {
+			switch m := &req.Message; {
+			case m.SizeBytes > ChunkBytes:
+			case time.Since(m.ID.Time()) < hotContents:
+				hot = append(hot, m.ID)
+			default:
+				aged = append(aged, m.ID)
+			}
+		}
+		for _, b := range byLeaf(hot, func(id mail.QueueID) mail.QueueID { return id }, hour) {
+			batch.Queue(fmt.Sprintf(readHot, b.leaf), b.items).Query(collect)
+		}
+		if len(aged) > 0 {
+			batch.Queue(readAged, aged).Query(collect)
+		}
+	}
+}
+
+// statement makes the statement and its arguments for the rows of one leaf.
+type statement func(leaf string, rows []fencedRow) (sql string, args []any)
+
+// fenced runs one statement per leaf over the recipients of the requests, and
+// what more adds, in one round trip. It returns the recipients that the
+// statement returned.
+func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st statement, more func(*pgx.Batch)) (map[fence]bool, error) {
 	rows := rowsOf(reqs)
 	won := make(map[fence]bool, len(rows))
 	if len(rows) == 0 {
@@ -113,27 +182,28 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, statem
 	}
 	batch := &pgx.Batch{}
 	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
-		sql, args := statement(b.leaf, columnsOf(b.items))
+		sql, args := st(b.leaf, b.items)
 		batch.Queue(sql, args...).Query(collectFences(won))
 	}
+	more(batch)
 	err := s.relaxed.SendBatch(ctx, batch).Close()
 	if hasCode(err, undefinedTable) {
 		// The partition was dropped, which happens only when all of its
 		// recipients are final: nothing of these rows is left to win.
-		if len(rows) > 1 && batch.Len() > 1 {
-			return s.fencedEach(ctx, reqs, statement)
+		if len(reqs) == 1 {
+			return won, nil
 		}
-		return won, nil
+		return s.fencedEach(ctx, reqs, st)
 	}
 	return won, err
 }
 
 // fencedEach runs the requests one by one, so that a dropped partition costs
 // only the requests that name it.
-func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, statement func(string, columns) (string, []any)) (map[fence]bool, error) {
+func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st statement) (map[fence]bool, error) {
 	all := map[fence]bool{}
 	for i := range reqs {
-		won, err := s.fenced(ctx, reqs[i:i+1], statement)
+		won, err := s.fenced(ctx, reqs[i:i+1], st, nothing)
 		if err != nil {
 			return nil, err
 		}
@@ -143,6 +213,8 @@ func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st
 	}
 	return all, nil
 }
+
+func nothing(*pgx.Batch) {}
 
 func collectFences(won map[fence]bool) func(pgx.Rows) error {
 	return func(rows pgx.Rows) error {
@@ -179,55 +251,24 @@ SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AN
 // It looks at each row once more: recipients that are no longer the worker's
 // (held, cancelled, expired, taken back) are dropped from their request.
 func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
-	rows := rowsOf(reqs)
-	won := make(map[fence]bool, len(rows))
-	contents := make(map[mail.QueueID][]byte, len(reqs))
-	collect := func(rows pgx.Rows) error {
-		var id mail.QueueID
-		var content []byte
-		_, err := pgx.ForEachRow(rows, []any{&id, &content}, func() error {
-			contents[id] = content
-			content = nil
-			return nil
-		})
-		return err
-	}
-	batch := &pgx.Batch{}
-	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
-		c := columnsOf(b.items)
-		batch.Queue(fmt.Sprintf(dispatchRows, b.leaf), worker, c.ids, c.nos, c.attempts).Query(collectFences(won))
-	}
-	var hot, aged []mail.QueueID
-	for _, req := range reqs {
-		switch m := &req.Message; {
-		case m.SizeBytes > ChunkBytes:
-		case time.Since(m.ID.Time()) < hotContents:
-			hot = append(hot, m.ID)
-		default:
-			aged = append(aged, m.ID)
-		}
-	}
-	for _, b := range byLeaf(hot, func(id mail.QueueID) mail.QueueID { return id }, hour) {
-		batch.Queue(fmt.Sprintf(readHot, b.leaf), b.items).Query(collect)
-	}
-	if len(aged) > 0 {
-		batch.Queue(readAged, aged).Query(collect)
-	}
-	if batch.Len() > 0 {
-		if err := s.relaxed.SendBatch(ctx, batch).Close(); err != nil {
-			return nil, fmt.Errorf("dispatch: %w", err)
-		}
+	read := contentBatch{}
+	won, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
+		c := columnsOf(rows)
+		return fmt.Sprintf(dispatchRows, leaf), []any{worker, c.ids, c.nos, c.attempts}
+	}, read.of(reqs))
+	if err != nil {
+		return nil, fmt.Errorf("dispatch: %w", err)
 	}
 	keep(reqs, won, 0)
-	out := make([]Content, len(reqs))
+	contents := make([]Content, len(reqs))
 	for i, req := range reqs {
-		content, ok := contents[req.Message.ID]
-		out[i] = Content{Bytes: content, Large: req.Message.SizeBytes > ChunkBytes}
-		if !ok && !out[i].Large && req.Message.SizeBytes > 0 && len(req.Recipients) > 0 {
+		content, ok := read[req.Message.ID]
+		contents[i] = Content{Bytes: content, Large: req.Message.SizeBytes > ChunkBytes}
+		if !ok && !contents[i].Large && req.Message.SizeBytes > 0 && len(req.Recipients) > 0 {
 			return nil, fmt.Errorf("dispatch %s: its content is missing", req.Message.ID)
 		}
 	}
-	return out, nil
+	return contents, nil
 }
 
 // OpenContent streams the content of a message. Memory: one chunk. The first
@@ -287,9 +328,10 @@ RETURNING r.queue_id, r.recipient_no, t.attempt`
 // GiveBack makes claims that were not tried wait and be due at once, for
 // whoever is home next.
 func (s *Store) GiveBack(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
-	_, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
+	_, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
+		c := columnsOf(rows)
 		return fmt.Sprintf(giveBackRows, leaf), []any{worker, c.ids, c.nos, c.attempts}
-	})
+	}, nothing)
 	if err != nil {
 		return fmt.Errorf("give back: %w", err)
 	}

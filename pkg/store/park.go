@@ -36,13 +36,14 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	if worker != 0 {
 		owner = &worker
 	}
-	parked, err := s.fenced(ctx, reqs, func(leaf string, c columns) (string, []any) {
+	parked, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
+		c := columnsOf(rows)
 		slots := make([]int16, len(c.sites))
 		for i, site := range c.sites {
 			slots[i] = mail.Site(site).Slot()
 		}
 		return fmt.Sprintf(parkRows, leaf), []any{owner, c.ids, c.nos, c.attempts, c.sites, slots}
-	})
+	}, nothing)
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
 	}

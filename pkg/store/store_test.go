@@ -196,6 +196,35 @@ func TestWalkOfOneMessage(t *testing.T) {
 	}
 }
 
+func TestClaimAndDispatch(t *testing.T) {
+	f := setup(t)
+	first, second, expired := submission(1), submission(1), submission(1)
+	expired.Recipients[0].ExpiresAt = time.Now().Add(-time.Second)
+	f.accept(t, first, second, expired)
+	w := f.worker(t)
+	r := route("example.org")
+	reqs := []*mail.DeliveryRequest{request(first, r), request(second, r), request(expired, r)}
+	contents, err := f.ClaimAndDispatch(t.Context(), w, reqs, []bool{true, false, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(contents[0].Bytes, first.Content) || contents[1].Bytes != nil {
+		t.Errorf("contents %v", contents)
+	}
+	if len(reqs[0].Recipients) != 1 || len(reqs[1].Recipients) != 1 || len(reqs[2].Recipients) != 0 {
+		t.Errorf("claimed %d, %d and %d recipients, want all but the expired one", len(reqs[0].Recipients), len(reqs[1].Recipients), len(reqs[2].Recipients))
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE dispatched AND queue_id = $1", first.ID); n != 1 {
+		t.Error("the request that was to begin now is not dispatched")
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE dispatched"); n != 1 {
+		t.Errorf("%d recipients are dispatched, want 1", n)
+	}
+	if lost := f.settle(t, w, settlement(reqs[0], relayed), settlement(reqs[1], relayed)); lost != 0 {
+		t.Errorf("lost %d", lost)
+	}
+}
+
 func TestClaimIsFenced(t *testing.T) {
 	f := setup(t)
 	sub := submission(1)

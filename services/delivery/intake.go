@@ -28,7 +28,8 @@ type claim struct {
 type admitted struct {
 	site           *site
 	request        *mail.DeliveryRequest
-	perTransaction int // recipients
+	perTransaction int   // recipients
+	load           *load // not nil if a connection is free for it: its content comes with the claim
 }
 
 // receive takes the requests of a frame: those of our slots are claimed, or
@@ -49,9 +50,13 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			continue
 		}
 		v := w.values(r)
-		switch ok, why := s.admit(r, v); {
-		case ok:
-			c.admitted = append(c.admitted, admitted{s, r, v.RecipientsPerTransaction})
+		switch place, why := s.admit(r, v); {
+		case place != none:
+			a := admitted{site: s, request: r, perTransaction: v.RecipientsPerTransaction}
+			if place == connected && len(r.Recipients) <= v.RecipientsPerTransaction {
+				a.load = w.tryReserve(r)
+			}
+			c.admitted = append(c.admitted, a)
 		case why != nil:
 			dead, outages = append(dead, r), append(outages, *why)
 		default:
@@ -62,7 +67,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 		select {
 		case w.claims.in <- c:
 		case <-ctx.Done():
-			c.giveUp()
+			w.giveUp(c)
 			return context.Cause(ctx)
 		}
 	}
@@ -82,22 +87,27 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 }
 
 // giveUp frees the reserved places.
-func (c *claim) giveUp() {
+func (w *worker) giveUp(c *claim) {
 	for _, a := range c.admitted {
+		w.unload(a.load)
 		a.site.add(nil, 1)
 	}
 }
 
-// claim claims what several frames have brought.
+// claim claims what several frames have brought. What finds a free connection
+// is dispatched in the same step.
 func (w *worker) claim(claims []*claim) {
 	var all []*mail.DeliveryRequest
+	var now []bool
 	for _, c := range claims {
 		for _, a := range c.admitted {
 			all = append(all, a.request)
+			now = append(now, a.load != nil)
 		}
 	}
-	err := w.persist("claim", func(ctx context.Context) error {
-		err := w.store.Claim(ctx, w.id, all)
+	var contents []store.Content
+	err := w.persist("claim", func(ctx context.Context) (err error) {
+		contents, err = w.store.ClaimAndDispatch(ctx, w.id, all, now)
 		if err != nil && ctx.Err() == nil {
 			// The commit may have happened all the same. Then the rows are
 			// claimed under the next fence, and nobody here knows: they are
@@ -106,13 +116,21 @@ func (w *worker) claim(claims []*claim) {
 		}
 		return err
 	})
+	i := 0
 	for _, c := range claims {
 		for _, a := range c.admitted {
 			var jobs []*job
 			if err == nil {
 				jobs = split(a.request, a.perTransaction)
 			}
+			if a.load != nil && len(jobs) == 1 && contents[i].Bytes != nil {
+				a.load.content = contents[i]
+				jobs[0].load = a.load
+			} else {
+				w.unload(a.load)
+			}
 			w.layAside(a.site.add(jobs, 1))
+			i++
 		}
 		c.done <- err
 	}
@@ -190,6 +208,10 @@ func (w *worker) putAside(batch []aside) {
 	var all []*mail.DeliveryRequest
 	var err error
 	for _, a := range batch {
+		for _, j := range a.jobs {
+			w.unload(j.load)
+			j.load = nil
+		}
 		if a.why != nil {
 			err = errors.Join(err, w.putDown(a.jobs, *a.why))
 			continue

@@ -15,6 +15,7 @@ import (
 type job struct {
 	request *mail.DeliveryRequest // at most so many recipients as fit in one transaction
 	since   time.Time             // when it was claimed
+	load    *load                 // its content, if that came with the claim
 	passed  int                   // how often another job was taken before it for fitting better
 
 	tried    []netip.AddrPort  // addresses that this attempt need not try again
@@ -36,9 +37,10 @@ func split(request *mail.DeliveryRequest, perTransaction int) []*job {
 	return jobs
 }
 
-// with returns a job like j for some of its recipients.
+// with returns a job like j for some of its recipients, without its content.
 func (j *job) with(recipients []mail.Pending) *job {
 	part, again := *j.request, *j
+	again.load = nil
 	part.Recipients = recipients
 	again.request = &part
 	return &again

@@ -28,10 +28,20 @@ var errUnreadable = errors.New("the content cannot be read")
 // load is a request whose transaction is about to begin.
 type load struct {
 	request *mail.DeliveryRequest
-	size    int64 // bytes of the budget of contents
+	size    int64 // bytes of the budget of contents; 0 when they are freed
 	content store.Content
 	err     error
 	done    chan struct{} // closed when content or err is set
+}
+
+// tryReserve reserves memory for the content of a request that finds a free
+// connection. Nil means that the request waits for its turn.
+func (w *worker) tryReserve(request *mail.DeliveryRequest) *load {
+	size := request.Message.SizeBytes
+	if size == 0 || size > store.ChunkBytes || !w.contents.TryAcquire(size) {
+		return nil
+	}
+	return &load{size: size}
 }
 
 // load marks the recipients of a job as dispatched and gets the content, of
@@ -53,7 +63,13 @@ func (w *worker) load(ctx context.Context, request *mail.DeliveryRequest) (*load
 	return l, nil
 }
 
-func (w *worker) unload(l *load) { w.contents.Release(l.size) }
+// unload frees the memory of a content, once; l may be nil.
+func (w *worker) unload(l *load) {
+	if l != nil {
+		w.contents.Release(l.size)
+		l.size, l.content = 0, store.Content{}
+	}
+}
 
 func (w *worker) loadWithin(ctx context.Context, l *load) error {
 	for refused, pause := 0, firstStorePause; ; pause = min(2*pause, maxStorePause) {

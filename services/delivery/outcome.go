@@ -52,6 +52,8 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 // settleAll has every recipient of the job settled alike.
 func (a *attempt) settleAll(answer smtpclient.Answer, v verdict) {
 	a.over = time.Now()
+	a.unload(a.job.load)
+	a.job.load = nil
 	outcomes := make([]mail.Outcome, len(a.job.request.Recipients))
 	for i, p := range a.job.request.Recipients {
 		outcomes[i] = a.outcome(p, answer, v)

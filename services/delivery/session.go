@@ -252,12 +252,16 @@ func (a *attempt) waitToConnect(ctx context.Context) {
 // relay carries out one transaction and sees to what it said.
 func (a *attempt) relay(ctx context.Context) {
 	j := a.job
-	l, err := a.load(ctx, j.request)
-	if err != nil {
-		a.site.mailOver(false)
-		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
-		a.settleAll(answer, a.ownTrouble(answer))
-		return
+	l := j.load
+	j.load = nil
+	if l == nil {
+		var err error
+		if l, err = a.load(ctx, j.request); err != nil {
+			a.site.mailOver(false)
+			answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
+			a.settleAll(answer, a.ownTrouble(answer))
+			return
+		}
 	}
 	defer a.unload(l)
 	if len(j.request.Recipients) == 0 {

@@ -89,26 +89,42 @@ func (s *site) room() int {
 	return min(s.limits.Ready, s.home.freeJobs()) - s.ready.len() - s.coming
 }
 
+// place is where a request that comes from the bus goes.
+type place int
+
+const (
+	none      place = iota // to Postgres: it is parked
+	queued                 // into the ready queue
+	connected              // to a connection that is free for it now
+)
+
 // admit reserves room for the jobs of a request that is about to be claimed.
-// False means that it is to be parked: there is no room, or older mail of the
+// None means that it is to be parked: there is no room, or older mail of the
 // site is parked already and goes first, or no host of the site can be
 // reached: then why is set. Mail of high priority does not wait behind the
 // parked.
-func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (ok bool, why *outage) {
+func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, why *outage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heed(v)
 	if s.breaker.isOpen() && !s.stopped {
 		s.parked = true
 		o := s.outage
-		return false, &o
+		return none, &o
 	}
-	if s.stopped || time.Now().Before(s.suspendedUntil) || s.parked && request.Message.Priority <= 0 || s.room() < 1 {
+	now := time.Now()
+	if s.stopped || now.Before(s.suspendedUntil) || s.parked && request.Message.Priority <= 0 || s.room() < 1 {
 		s.parked = true
-		return false, nil
+		return none, nil
+	}
+	p = queued
+	if s.ready.len()+s.coming < len(s.idle) {
+		if at, ok := s.messages.Next(now); ok && !at.After(now) {
+			p = connected
+		}
 	}
 	s.reserve(1)
-	return true, nil
+	return p, nil
 }
 
 // reserve counts n jobs as coming; a negative n takes that back.
