@@ -197,7 +197,19 @@ func (s *scene) judge() {
 			s.t.Errorf("%s arrived and is in no queue", path)
 		}
 	}
-	s.t.Logf("%d messages seen accepted, accounting %+v, %d recipients marked uncertain", len(s.ledger), a, len(uncertain))
+	s.t.Logf("%d messages seen accepted, accounting %+v, %d recipients marked uncertain; delays: %s", len(s.ledger), a, len(uncertain), s.delays())
+}
+
+// delays sums up why attempts did not succeed at once.
+func (s *scene) delays() string {
+	var text string
+	err := s.DB.QueryRow(s.t.Context(), `SELECT coalesce(string_agg(format('%s at %s: %s %s (untried %s, for %s)', n, phase, reply_code, reply, untried, pause), '; '), 'none') FROM (
+		SELECT phase, reply_code, reply, untried, date_trunc('second', next_attempt_at - started_at) AS pause, count(*) AS n
+		FROM postrider.history WHERE action = 'delayed' GROUP BY 1, 2, 3, 4, 5 ORDER BY n DESC LIMIT 5) AS d`).Scan(&text)
+	if err != nil {
+		return err.Error()
+	}
+	return text
 }
 
 // queued is what the queue table says of a recipient.

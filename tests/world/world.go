@@ -372,16 +372,28 @@ func (w *World) alarms() error {
 	return errors.Join(errs...)
 }
 
-// Logs returns the end of the logs of all processes.
+// Logs returns the end of the logs of all processes. Where a log is long,
+// the lines about single messages are left out.
 func (w *World) Logs() string {
-	const each = 6 << 10
+	const each, far = 6 << 10, 4 << 20
 	files, err := filepath.Glob(filepath.Join(w.Dir, "*.log"))
 	if err != nil {
 		return err.Error()
 	}
 	var b strings.Builder
 	for _, f := range append(files, filepath.Join(w.Dir, "postgres", "postgres.log")) {
-		fmt.Fprintf(&b, "=== %s\n%s\n", filepath.Base(f), proc.Tail(f, each))
+		text := proc.Tail(f, far)
+		if len(text) > each {
+			var lines []string
+			for line := range strings.Lines(text) {
+				if !strings.Contains(line, `"queue_id":`) {
+					lines = append(lines, line)
+				}
+			}
+			text = strings.Join(lines, "")
+			text = text[max(0, len(text)-each):]
+		}
+		fmt.Fprintf(&b, "=== %s\n%s\n", filepath.Base(f), text)
 	}
 	return b.String()
 }
