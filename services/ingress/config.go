@@ -4,25 +4,36 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/access"
+	"github.com/postrider/postrider/services/ingress/internal/certs"
+	"github.com/postrider/postrider/services/ingress/internal/httpd"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
 )
 
 // Config is what the environment says of ingress.
 type Config struct {
-	Listen   string       `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Address on which SMTP clients are served."`
-	Hostname string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
-	SMTP     smtpd.Config // limits and policy of the sessions
-	Shaping  shaping.Config
+	Listen      []string     `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Addresses of the relay listener, comma-separated: clients of the relay networks send without AUTH."`
+	Submission  []string     `envconfig:"SUBMISSION_LISTEN" default:"127.0.0.1:2587" desc:"Addresses of the submission listener: every client must authenticate. Served only with a certificate, or with POSTRIDER_SMTP_PLAINTEXT_AUTH."`
+	Submissions []string     `envconfig:"SUBMISSIONS_LISTEN" default:"127.0.0.1:2465" desc:"Addresses of the submission listener with implicit TLS. Served only with a certificate."`
+	Hostname    string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	SMTP        smtpd.Config // limits and policy of the sessions
+	HTTP        httpd.Config
+	TLS         certs.Config
+	Access      access.Config
+	Shaping     shaping.Config
 }
 
 // Validate reports every setting that cannot work.
 func (c *Config) Validate() error {
 	var errs []error
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		errs = append(errs, fmt.Errorf("POSTRIDER_SMTP_LISTEN: %w", err))
+	for _, address := range slices.Concat(c.Listen, c.Submission, c.Submissions) {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_SMTP_LISTEN, SUBMISSION_LISTEN or SUBMISSIONS_LISTEN: %w", err))
+		}
 	}
 	if !smtp.ParseHello(c.Hostname) {
 		errs = append(errs, fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname))

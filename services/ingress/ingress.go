@@ -13,6 +13,9 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/ingress/internal/access"
+	"github.com/postrider/postrider/services/ingress/internal/certs"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
 )
@@ -28,24 +31,117 @@ type publisher interface {
 	PublishQueued(ctx context.Context, messages []mail.QueuedMessage) error
 }
 
-// Listen opens the address that Run serves.
-func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cfg.Listen)
+// accounts are where credentials and their limits are. *store.Store is one.
+type accounts interface {
+	Grant(ctx context.Context, name string) (store.Grant, error)
+	GrantOfKey(ctx context.Context, sha256 [32]byte) (store.Grant, error)
+	GrantOfCertificate(ctx context.Context, certificates []string) (store.Grant, error)
+	Standings(ctx context.Context, keys []string) ([]store.Standing, error)
+	AuthFailed(ctx context.Context, keys []string) ([]float64, error)
+	AuthSucceeded(ctx context.Context, key string) error
+	ForgetAuth(ctx context.Context, clients time.Time) (int64, error)
+	Decoy(ctx context.Context) ([]byte, error)
+	AddUsage(ctx context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error)
+}
+
+// database is all that ingress wants of Postgres. *store.Store is one.
+type database interface {
+	accepter
+	accounts
+}
+
+// Listeners are the open addresses that Run serves, and the certificates that
+// are shown there.
+type Listeners struct {
+	doors []smtpd.Door
+	web   net.Listener  // for HTTP clients; nil: there is none
+	certs *certs.Holder // nil: there is no TLS
+}
+
+// Listen opens all addresses, and reads the certificates.
+func Listen(ctx context.Context, cfg Config) (*Listeners, error) {
+	holder, err := certs.Load(cfg.TLS, cfg.Hostname)
 	if err != nil {
 		return nil, fmt.Errorf("ingress: %w", err)
+	}
+	l := &Listeners{certs: holder}
+	err = l.open(ctx, cfg.Listen, smtpd.Door{})
+	if err == nil && (holder != nil || cfg.SMTP.PlaintextAuth) {
+		err = l.open(ctx, cfg.Submission, smtpd.Door{Submission: true})
+	}
+	if err == nil && holder != nil {
+		err = l.open(ctx, cfg.Submissions, smtpd.Door{Submission: true, ImplicitTLS: true})
+	}
+	if err == nil {
+		l.web, err = listenHTTP(ctx, cfg.HTTP.Listen)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ingress: %w", err), l.Close())
 	}
 	return l, nil
 }
 
+// open opens a door at each address.
+func (l *Listeners) open(ctx context.Context, addresses []string, door smtpd.Door) error {
+	var lc net.ListenConfig
+	for _, address := range addresses {
+		var err error
+		if door.Listener, err = lc.Listen(ctx, "tcp", address); err != nil {
+			return err
+		}
+		l.doors = append(l.doors, door)
+	}
+	return nil
+}
+
+// Close closes all addresses. Run does so by itself.
+func (l *Listeners) Close() error {
+	var errs []error
+	for _, door := range l.doors {
+		errs = append(errs, door.Listener.Close())
+	}
+	if l.web != nil {
+		errs = append(errs, l.web.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Addr returns the first address of the relay listener, nil if there is none.
+func (l *Listeners) Addr() net.Addr { return l.find(smtpd.Door{}) }
+
+// SubmissionAddr is as Addr, of the submission listener.
+func (l *Listeners) SubmissionAddr() net.Addr { return l.find(smtpd.Door{Submission: true}) }
+
+// SubmissionsAddr is as Addr, of the submission listener with implicit TLS.
+func (l *Listeners) SubmissionsAddr() net.Addr {
+	return l.find(smtpd.Door{Submission: true, ImplicitTLS: true})
+}
+
+// HTTPAddr is as Addr, of the listener for HTTP clients.
+func (l *Listeners) HTTPAddr() net.Addr {
+	if l.web == nil {
+		return nil
+	}
+	return l.web.Addr()
+}
+
+func (l *Listeners) find(like smtpd.Door) net.Addr {
+	for _, door := range l.doors {
+		if door.Submission == like.Submission && door.ImplicitTLS == like.ImplicitTLS {
+			return door.Listener.Addr()
+		}
+	}
+	return nil
+}
+
 // Deps are what ingress works with.
 type Deps struct {
-	Listener net.Listener // from Listen; Run closes it
-	Store    accepter
+	Listener *Listeners // from Listen; Run closes it
+	Store    database
 	Bus      publisher
 }
 
-// Run serves SMTP clients until ctx is done. Then it takes no more mail,
+// Run serves SMTP and HTTP clients until ctx is done. Then it takes no more mail,
 // finishes the messages that are being received within the drain timeout, and
 // returns nil.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
@@ -58,17 +154,37 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return shape.For(domain, "", nil).MessageLifetime
 	}
 	committer := commit.New(deps.Store, deps.Bus, cfg.SMTP.CommitTimeout)
-	server := smtpd.New(cfg.SMTP, committer)
+	keeper, err := access.New(deps.Store, cfg.Access)
+	if err != nil {
+		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
+	}
+	with := smtpd.Deps{Committer: committer, Access: keeper}
+	if deps.Listener.certs != nil {
+		with.TLS = deps.Listener.certs
+	}
+	server := smtpd.New(cfg.SMTP, with)
+	web, err := newHTTP(cfg.HTTP, cfg.SMTP, committer, keeper)
+	if err != nil {
+		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
+	}
 
-	slog.Info("serving SMTP", "address", deps.Listener.Addr().String(), "hostname", cfg.Hostname)
-	// The committer outlives the sessions: each of them gets its reply.
-	committing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	for _, door := range deps.Listener.doors {
+		slog.Info("serving SMTP", "address", door.Listener.Addr().String(), "hostname", cfg.Hostname,
+			"submission", door.Submission, "implicit_tls", door.ImplicitTLS)
+	}
+	// These outlive the sessions: each of them gets its reply.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return committer.Run(committing) })
+	g.Go(func() error { return committer.Run(serving) })
+	g.Go(func() error { return keeper.Run(serving) })
+	if deps.Listener.certs != nil {
+		g.Go(func() error { return deps.Listener.certs.Run(serving) })
+	}
 	g.Go(func() error {
 		defer stop()
-		return server.Serve(ctx, deps.Listener)
+		smtp := func(ctx context.Context) error { return server.Serve(ctx, deps.Listener.doors) }
+		return serveBoth(ctx, smtp, web, deps.Listener.web)
 	})
 	return g.Wait()
 }

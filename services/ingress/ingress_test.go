@@ -24,6 +24,7 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/storetest"
 	"github.com/postrider/postrider/services/ingress"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 )
 
 func TestMain(m *testing.M) {
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 
 func testConfig() ingress.Config {
 	cfg := ingress.Config{
-		Listen:   "127.0.0.1:0",
+		Listen:   []string{"127.0.0.1:0"},
 		Hostname: "mx.example",
 		Shaping:  shaping.Config{MessageLifetime: retry.Duration(120 * time.Hour)},
 	}
@@ -42,6 +43,8 @@ func testConfig() ingress.Config {
 	cfg.SMTP.MaxRecipients = 1000
 	cfg.SMTP.MaxMessages = 10000
 	cfg.SMTP.MaxErrors = 20
+	cfg.SMTP.MaxSessionRcpts = 1 << 30
+	cfg.Access = access.Config{MaxFailures: 10, Parallel: 2}
 	cfg.SMTP.MaxConnections = 100
 	cfg.SMTP.MaxConnectionsPerIP = 100
 	cfg.SMTP.IdleTimeout = time.Minute
@@ -387,7 +390,7 @@ func TestValidate(t *testing.T) {
 		t.Error(err)
 	}
 	bad := good
-	bad.Listen, bad.Hostname = "nowhere", "no name"
+	bad.Listen, bad.Hostname = []string{"nowhere"}, "no name"
 	if err := bad.Validate(); err == nil || !strings.Contains(err.Error(), "SMTP_LISTEN") || !strings.Contains(err.Error(), "HOSTNAME") {
 		t.Errorf("Validate = %v", err)
 	}

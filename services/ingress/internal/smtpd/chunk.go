@@ -60,7 +60,7 @@ func (s *session) discardable() int64 { return 2 * s.server.cfg.MaxMessageBytes 
 func (c *chunks) Read(p []byte) (int, error) {
 	for c.left == 0 {
 		if c.last {
-			if err := c.check.Err(); err != nil {
+			if err := c.check.Err(); err != nil && c.s.mail.args.Body != mail.BodyBinaryMIME {
 				return 0, err
 			}
 			return 0, io.EOF

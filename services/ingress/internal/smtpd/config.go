@@ -4,28 +4,41 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
+	"github.com/postrider/postrider/pkg/auth"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/retry"
 )
 
 // Config is how the server treats its clients.
 type Config struct {
-	RelayNetworks       []netip.Prefix `envconfig:"RELAY_NETWORKS" desc:"Networks whose clients may send mail to any domain, such as 10.0.0.0/8,::1/128. Empty: nobody may."`
-	MaxMessageBytes     int64          `envconfig:"MAX_MESSAGE_BYTES" default:"26214400" desc:"Largest message, in bytes; offered as SIZE."`
-	MaxRecipients       int            `envconfig:"MAX_RECIPIENTS" default:"1000" desc:"Recipients of one message; the rest gets 452 and is sent again by the client."`
-	MaxMessages         int            `envconfig:"SMTP_MAX_MESSAGES" default:"1000" desc:"Messages of one connection, then 421, so that long-lived clients spread again over the servers."`
-	MaxErrors           int            `envconfig:"SMTP_MAX_ERRORS" default:"20" desc:"Commands of one connection that were refused for good, then 421."`
-	MaxConnections      int            `envconfig:"SMTP_MAX_CONNECTIONS" default:"20000" desc:"Connections at a time, then 421."`
-	MaxConnectionsPerIP int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_IP" default:"200" desc:"Connections at a time from one address, then 421."`
-	IdleTimeout         time.Duration  `envconfig:"SMTP_IDLE_TIMEOUT" default:"5m" desc:"How long a client may be silent (RFC 5321 asks for 5 minutes or more)."`
-	MinDataRate         int64          `envconfig:"SMTP_MIN_DATA_RATE" default:"1024" desc:"Bytes per second that a client must reach while it sends content, beyond one idle timeout."`
-	MemoryBytes         int64          `envconfig:"SMTP_MEMORY_BYTES" default:"67108864" desc:"Content that all sessions of a process hold at a time, in bytes; more gets 452. A large message counts as 1.25 MiB."`
-	Streams             int            `envconfig:"SMTP_STREAMS" default:"2" desc:"Messages over 1 MiB that are written to Postgres at a time. Each needs a connection of its own, so keep it below POSTRIDER_POSTGRES_MAX_CONNS by 2."`
-	CommitTimeout       time.Duration  `envconfig:"SMTP_COMMIT_TIMEOUT" default:"10s" desc:"How long a client waits for the commit of its message before it gets 451."`
-	DrainTimeout        time.Duration  `envconfig:"SMTP_DRAIN_TIMEOUT" default:"20s" desc:"How long sessions may go on receiving content after a signal to stop."`
-	ReportLifetime      retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
+	RelayNetworks            []netip.Prefix `envconfig:"RELAY_NETWORKS" desc:"Networks whose clients may send mail to any domain without AUTH, such as 10.0.0.0/8,::1/128. Not for submission."`
+	RelayDomains             []string       `envconfig:"RELAY_DOMAINS" desc:"Domains to which everybody may send mail: example.com, or *.example.com for all below it."`
+	ProxyNetworks            []netip.Prefix `envconfig:"PROXY_NETWORKS" desc:"Load balancers: each of their connections must begin with a PROXY header, version 1 or 2, and is that of the client it names."`
+	XClientNetworks          []netip.Prefix `envconfig:"XCLIENT_NETWORKS" desc:"Peers that may use XCLIENT and XFORWARD: they say who their client is, and are believed."`
+	PlaintextAuth            bool           `envconfig:"SMTP_PLAINTEXT_AUTH" desc:"Take passwords without TLS too. Only for networks that nobody else can listen to."`
+	HideClients              bool           `envconfig:"SMTP_HIDE_CLIENTS" desc:"Leave name and address of clients that authenticate out of the Received field."`
+	BinaryMIME               bool           `envconfig:"SMTP_BINARYMIME" desc:"Offer BINARYMIME (RFC 3030). Such a message fails at every next hop that does not."`
+	MaxMessageBytes          int64          `envconfig:"MAX_MESSAGE_BYTES" default:"26214400" desc:"Largest message, in bytes; offered as SIZE."`
+	MaxRecipients            int            `envconfig:"MAX_RECIPIENTS" default:"1000" desc:"Recipients of one message; the rest gets 452 and is sent again by the client."`
+	MaxMessages              int            `envconfig:"SMTP_MAX_MESSAGES" default:"1000" desc:"Messages of one connection, then 421, so that long-lived clients spread again over the servers."`
+	MaxSessionRcpts          int            `envconfig:"SMTP_MAX_SESSION_RECIPIENTS" default:"100000" desc:"Recipients of all messages of one connection, then 421."`
+	MaxLine                  int            `envconfig:"SMTP_MAX_LINE" default:"998" desc:"Longest line of a message in octets, without CR LF. RFC 5321 lets servers refuse longer ones than 998, so many do; 0 is no limit."`
+	MaxErrors                int            `envconfig:"SMTP_MAX_ERRORS" default:"20" desc:"Commands of one connection that were refused for good, then 421."`
+	MaxConnections           int            `envconfig:"SMTP_MAX_CONNECTIONS" default:"20000" desc:"Connections at a time, then 421."`
+	MaxConnectionsPerIP      int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_IP" default:"200" desc:"Connections at a time from one address, then 421."`
+	MaxConnectionsPerNetwork int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_NETWORK" default:"2000" desc:"Connections at a time from one /24 of IPv4 or /48 of IPv6, then 421; 0 is no limit."`
+	ConnectionRate           int            `envconfig:"SMTP_CONNECTION_RATE" default:"0" desc:"New connections in a minute from one address, at each process, then 421; 0 is no limit."`
+	MessageRate              int            `envconfig:"SMTP_MESSAGE_RATE" default:"0" desc:"Messages in a minute from one address, at each process, then 450; 0 is no limit."`
+	IdleTimeout              time.Duration  `envconfig:"SMTP_IDLE_TIMEOUT" default:"5m" desc:"How long a client may be silent (RFC 5321 asks for 5 minutes or more)."`
+	MinDataRate              int64          `envconfig:"SMTP_MIN_DATA_RATE" default:"1024" desc:"Bytes per second that a client must reach while it sends content, beyond one idle timeout."`
+	MemoryBytes              int64          `envconfig:"SMTP_MEMORY_BYTES" default:"67108864" desc:"Content that all sessions of a process hold at a time, in bytes; more gets 452. A large message counts as 1.25 MiB."`
+	Streams                  int            `envconfig:"SMTP_STREAMS" default:"2" desc:"Messages over 1 MiB that are written to Postgres at a time. Each needs a connection of its own, so keep it below POSTRIDER_POSTGRES_MAX_CONNS by 2."`
+	CommitTimeout            time.Duration  `envconfig:"SMTP_COMMIT_TIMEOUT" default:"10s" desc:"How long a client waits for the commit of its message before it gets 451."`
+	DrainTimeout             time.Duration  `envconfig:"SMTP_DRAIN_TIMEOUT" default:"20s" desc:"How long sessions may go on receiving content after a signal to stop."`
+	ReportLifetime           retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
 
 	// Hostname is our name in the greeting and in trace fields.
 	Hostname string `ignored:"true"`
@@ -43,6 +56,11 @@ func (c *Config) Validate() error {
 		{"MAX_MESSAGE_BYTES", c.MaxMessageBytes, 64 << 10}, // RFC 5321 §4.5.3.1.7
 		{"MAX_RECIPIENTS", int64(c.MaxRecipients), 100},    // RFC 5321 §4.5.3.1.8
 		{"SMTP_MAX_MESSAGES", int64(c.MaxMessages), 1},
+		{"SMTP_MAX_SESSION_RECIPIENTS", int64(c.MaxSessionRcpts), 100},
+		{"SMTP_MAX_LINE", int64(c.MaxLine), 0},
+		{"SMTP_MAX_CONNECTIONS_PER_NETWORK", int64(c.MaxConnectionsPerNetwork), 0},
+		{"SMTP_CONNECTION_RATE", int64(c.ConnectionRate), 0},
+		{"SMTP_MESSAGE_RATE", int64(c.MessageRate), 0},
 		{"SMTP_MAX_ERRORS", int64(c.MaxErrors), 1},
 		{"SMTP_MAX_CONNECTIONS", int64(c.MaxConnections), 1},
 		{"SMTP_MAX_CONNECTIONS_PER_IP", int64(c.MaxConnectionsPerIP), 1},
@@ -52,6 +70,11 @@ func (c *Config) Validate() error {
 	} {
 		if v.value < v.min {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is %d, want at least %d", v.name, v.value, v.min))
+		}
+	}
+	for _, pattern := range c.RelayDomains {
+		if _, err := auth.ParsePattern(pattern); err != nil || strings.ContainsRune(pattern, '@') || pattern == "*" {
+			errs = append(errs, fmt.Errorf("POSTRIDER_RELAY_DOMAINS has %q, want example.com or *.example.com", pattern))
 		}
 	}
 	for _, v := range []struct {
@@ -70,9 +93,19 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// mayRelay reports whether clients at the address may send to any domain.
-func (c *Config) mayRelay(client netip.Addr) bool {
-	for _, network := range c.RelayNetworks {
+// relays reports whether everybody may send to the domain.
+func (c *Config) relays(domain mail.Domain) bool {
+	for _, pattern := range c.RelayDomains {
+		below, wild := strings.CutPrefix(strings.ToLower(pattern), "*")
+		if wild && strings.HasSuffix(string(domain), below) || string(domain) == below {
+			return true
+		}
+	}
+	return false
+}
+
+func contains(networks []netip.Prefix, client netip.Addr) bool {
+	for _, network := range networks {
 		if network.Contains(client) {
 			return true
 		}

@@ -14,7 +14,9 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 )
 
 // streamWait is how long a large message waits for its turn. The client is
@@ -24,6 +26,7 @@ const streamWait = time.Minute
 
 var (
 	errTooLarge = errors.New("message too large")
+	errLongText = errors.New("line of content too long")
 	errEndless  = errors.New("content without an end")
 )
 
@@ -36,6 +39,10 @@ func (s *session) doData(arguments string) {
 	}
 	if refusal := s.noContent(); refusal.Code != 0 {
 		s.refuse("DATA", refusal)
+		return
+	}
+	if s.mail.args.Body == mail.BodyBinaryMIME { // RFC 3030 §3
+		s.refuse("DATA", replyBinaryData)
 		return
 	}
 	buf, ok := newBuffer(&s.server.memory, s.mail.args.SizeBytes)
@@ -92,11 +99,17 @@ type incoming struct {
 	content io.Reader // ends with io.EOF or smtp.ErrBareNewline
 	began   time.Time
 	size    int64
+	line    int   // octets of the line so far
+	maxLine int   // of a line with its CR; 0 is no limit
+	long    bool  // there was a longer one
 	err     error // how it ended: one of these, errTooLarge, or why not
 }
 
 func newIncoming(s *session, content io.Reader) *incoming {
 	in := &incoming{s: s, content: content, began: time.Now()}
+	if limit := s.server.cfg.MaxLine; limit > 0 && s.mail.args.Body != mail.BodyBinaryMIME {
+		in.maxLine = limit + len("\r")
+	}
 	in.renew()
 	return in
 }
@@ -122,8 +135,26 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if err == nil && in.size > in.s.server.cfg.MaxMessageBytes {
 		err = errTooLarge
 	}
+	if in.measure(p[:n]); in.long && errors.Is(err, io.EOF) {
+		err = errLongText
+	}
 	in.err = err
 	return n, err
+}
+
+// measure looks for a line over the limit: RFC 5321 §4.5.3.1.6. It tells at
+// the end, so that the reply does not depend on how the content was cut.
+func (in *incoming) measure(p []byte) {
+	for in.maxLine > 0 && !in.long {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			in.line += len(p)
+			in.long = in.line > in.maxLine
+			return
+		}
+		in.long = in.line+i > in.maxLine
+		in.line, p = 0, p[i+1:]
+	}
 }
 
 // refuse passes over the rest of the content, so that the reply is the reply
@@ -157,6 +188,8 @@ func (in *incoming) verdict() (mail.Reply, error) {
 		return replyBareNewline, nil
 	case errors.Is(in.err, errTooLarge):
 		return in.refuse(replyTooLarge)
+	case errors.Is(in.err, errLongText):
+		return replyLongText, nil
 	}
 	return mail.Reply{}, in.err
 }
@@ -193,7 +226,13 @@ func (s *session) accept(buf *buffer, in *incoming) mail.Reply {
 	}
 	s.sub.Content = buf.content()
 	s.sub.SizeBytes = int64(len(s.sub.Content))
-	return s.conclude(span, s.seat.Accept(&s.sub))
+	err := s.pay(s.sub.SizeBytes)
+	if err == nil {
+		if err = s.seat.Accept(&s.sub); err != nil {
+			s.refund(s.sub.SizeBytes)
+		}
+	}
+	return s.conclude(span, err)
 }
 
 // stream has a message committed whose content goes on behind the buffer.
@@ -207,8 +246,12 @@ func (s *session) stream(buf *buffer, in *incoming) (mail.Reply, error) {
 	if refusal.Code != 0 {
 		return in.refuse(refusal)
 	}
-	all := io.MultiReader(bytes.NewReader(buf.content()), in)
+	till := &till{s: s, in: in}
+	all := io.MultiReader(bytes.NewReader(buf.content()), in, till)
 	err := s.server.committer.AcceptStream(context.Background(), &s.sub, all)
+	if err != nil && till.paid {
+		s.refund(in.size)
+	}
 	if err != nil && in.err != nil && !errors.Is(in.err, io.EOF) { // the client's doing, not the store's
 		span.SetStatus(codes.Error, in.err.Error())
 		span.End()
@@ -221,6 +264,38 @@ func (s *session) stream(buf *buffer, in *incoming) (mail.Reply, error) {
 	return reply, nil
 }
 
+// pay counts the message against the limits of who sends it.
+func (s *session) pay(size int64) error {
+	if s.id.Tenant == "" {
+		return nil
+	}
+	return s.server.access.Take(s.server.ctx, s.id, len(s.sub.Recipients), size)
+}
+
+func (s *session) refund(size int64) {
+	if s.id.Tenant != "" {
+		s.server.access.GiveBack(s.id, len(s.sub.Recipients), size)
+	}
+}
+
+// till stands behind content whose size is known only at its end: there is no
+// end before it is paid for.
+type till struct {
+	s    *session
+	in   *incoming
+	paid bool
+}
+
+func (t *till) Read([]byte) (int, error) {
+	if !t.paid {
+		if err := t.s.pay(t.in.size); err != nil {
+			return 0, err
+		}
+		t.paid = true
+	}
+	return 0, io.EOF
+}
+
 // takeTurn waits until fewer than the allowed large messages are under way.
 func (s *session) takeTurn() bool {
 	timer := time.NewTimer(streamWait)
@@ -229,7 +304,7 @@ func (s *session) takeTurn() bool {
 	case s.server.streams <- struct{}{}:
 		return true
 	case <-timer.C:
-	case <-s.server.closed:
+	case <-s.server.ctx.Done():
 	}
 	return false
 }
@@ -237,16 +312,22 @@ func (s *session) takeTurn() bool {
 // submit makes the submission from the transaction and the beginning of the
 // content, and puts our trace field there. A reply with a code refuses it.
 func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
-	h := readHeader(buf.content())
-	if h.hops >= maxHops {
+	submission := s.id.Tenant != ""
+	h := readHeader(buf.content(), submission)
+	switch {
+	case h.tooLarge:
+		return nil, replyHeader
+	case h.hops >= maxHops:
 		return nil, replyHops
+	case submission && h.broken: // who comes after us may find other fields in it
+		return nil, replyBrokenHeader
+	case submission && !s.mayFrom(h.from):
+		return nil, replyFrom
 	}
-	if h.cutTo > 0 {
-		buf.cut(h.cutFrom, h.cutTo)
-	}
+	buf.cut(h.cuts)
 	utf8 := s.mail.args.SMTPUTF8 && (!h.ascii || !s.mail.ascii())
 	client := s.client
-	client.Protocol = protocol(s.esmtp, utf8)
+	client.Protocol = protocol{esmtp: s.esmtp, utf8: utf8, tls: s.tls != nil, auth: s.authed}.String()
 	ctx, span := s.server.tracer.Start(telemetry.Continue(context.Background(), h.traceparent), "ingress.accept",
 		trace.WithTimestamp(in.began), trace.WithSpanKind(trace.SpanKindServer))
 	s.sub = mail.Submission{
@@ -259,6 +340,8 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 				Ret:         s.mail.args.Ret,
 				EnvID:       s.mail.args.EnvID,
 			},
+			Tenant:      s.id.Tenant,
+			Priority:    s.id.Priority + int16(s.mail.args.Priority.Value),
 			AcceptedAt:  time.Now().UTC(),
 			Traceparent: telemetry.Traceparent(ctx),
 		},
@@ -266,9 +349,13 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 		Client:     client,
 		HeaderID:   h.messageID,
 	}
+	s.sub.ReleaseAt = s.release(s.sub.AcceptedAt)
+	if s.known() {
+		s.sub.IdempotencyKey = h.idempotencyKey
+	}
 	for i := range s.sub.Recipients {
 		r := &s.sub.Recipients[i]
-		r.ExpiresAt = s.sub.AcceptedAt.Add(s.lifetime(r.Domain))
+		r.ExpiresAt = s.expiry(s.sub.AcceptedAt, r.Domain)
 	}
 	if span.IsRecording() {
 		span.SetAttributes(
@@ -278,7 +365,11 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 			attribute.String("protocol", client.Protocol))
 	}
 	var field [headroom]byte
-	buf.prepend(appendReceived(field[:0], s.server.cfg.Hostname, &s.sub))
+	fields := s.appendReceived(field[:0])
+	if submission {
+		fields = s.appendMissing(fields, h)
+	}
+	buf.prepend(fields)
 	return span, mail.Reply{}
 }
 
@@ -288,8 +379,11 @@ func (s *session) conclude(span trace.Span, err error) mail.Reply {
 	if err != nil {
 		span.RecordError(err)
 		span.SetStatus(codes.Error, "not accepted")
-		slog.Error("message not accepted", "queue_id", s.sub.ID.String(), "trace_id", span.SpanContext().TraceID().String(), "error", err)
-		return replyStore
+		reply, ours := notAccepted(err)
+		if ours {
+			slog.Error("message not accepted", "queue_id", s.sub.ID.String(), "trace_id", span.SpanContext().TraceID().String(), "error", err)
+		}
+		return reply
 	}
 	if span.IsRecording() {
 		span.SetAttributes(attribute.Int64("size_bytes", s.sub.SizeBytes))
@@ -297,4 +391,22 @@ func (s *session) conclude(span trace.Span, err error) mail.Reply {
 	s.server.metrics.accepted(&s.sub)
 	telemetry.Accepted(&s.sub)
 	return replyQueued(s.sub.ID)
+}
+
+// notAccepted returns the reply to a message for which there was no commit,
+// and whether that is our fault.
+func notAccepted(err error) (reply mail.Reply, ours bool) {
+	var quota *access.QuotaError
+	var repeat *store.RepeatError
+	switch {
+	case errors.As(err, &quota):
+		return say(452, 7, 1, quota.Error()), false
+	case errors.As(err, &repeat): // accepted before: the client must hear the same as then
+		return replyQueued(repeat.First), false
+	case errors.Is(err, store.ErrKeyBusy):
+		return replyKeyBusy, false
+	case errors.Is(err, store.ErrKeyReused):
+		return replyKeyReused, false
+	}
+	return replyStore, true
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -196,7 +197,7 @@ func TestEndlessContent(t *testing.T) {
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		line := strings.Repeat("x", 8<<10)
+		line := strings.Repeat(strings.Repeat("x", 78)+"\r\n", 100)
 		for {
 			if _, err := io.WriteString(c.conn, line); err != nil {
 				return
@@ -322,40 +323,62 @@ func TestLifetime(t *testing.T) {
 
 func TestReadHeader(t *testing.T) {
 	tests := []struct {
-		content string
-		want    header
+		content    string
+		submission bool
+		want       header
 	}{
-		{"", header{ascii: true}},
-		{"\r\nReceived: body\r\n", header{ascii: true}},
-		{"no field\r\nReceived: x\r\n", header{ascii: true}},
-		{"Received: a\r\nreceived:b\r\nX: \r\n Received: folded\r\n\r\nReceived: body\r\n", header{hops: 2, ascii: true}},
-		{"Message-ID: <a@b>\r\nMESSAGE-ID: <c@d>\r\n\r\n", header{messageID: "<a@b>", ascii: true}},
-		{"Message-ID:\r\n\t<a@b> (comment)\r\n\r\n", header{messageID: "<a@b>", ascii: true}},
-		{"Message-Id: odd id \r\n\r\n", header{messageID: "odd id", ascii: true}},
-		{"Message-Id: <a\x00\xff@b>\r\n\r\n", header{messageID: "<a?@b>"}},
-		{"Subject: ü\r\n\r\n", header{}},
-		{"Subject: u\r\n\r\nü", header{ascii: true}},
-		{"A: 1\r\nX-Traceparent: x\r\nB: 2\r\n\r\n", header{traceparent: "x", cutFrom: 6, cutTo: 24, ascii: true}},
+		{"", false, header{ascii: true}},
+		{"\r\nReceived: body\r\n", false, header{ascii: true}},
+		{"no field\r\nReceived: x\r\n", false, header{ascii: true, broken: true}},
+		{"no field\r\n Received: x\r\n", false, header{ascii: true, broken: true}},
+		{"Received: a\r\nreceived:b\r\nX: \r\n Received: folded\r\n\r\nReceived: body\r\n", false, header{hops: 2, ascii: true}},
+		{"Message-ID: <a@b>\r\nMESSAGE-ID: <c@d>\r\n\r\n", false, header{messageID: "<a@b>", ascii: true}},
+		{"Message-ID:\r\n\t<a@b> (comment)\r\n\r\n", false, header{messageID: "<a@b>", ascii: true}},
+		{"Message-Id: odd id \r\n\r\n", false, header{messageID: "odd id", ascii: true}},
+		{"Message-Id: <a\x00\xff@b>\r\n\r\n", false, header{messageID: "<a?@b>"}},
+		{"Subject: ü\r\n\r\n", false, header{}},
+		{"Subject: u\r\n\r\nü", false, header{ascii: true}},
+		{"A: 1\r\nX-Traceparent: x\r\nB: 2\r\n\r\n", false, header{traceparent: "x", cuts: []span{{6, 24}}, ascii: true}},
+		{"X-Idempotency-Key: k 1\r\nBcc: a@b\r\nFrom: c\r\nDate: d\r\n\r\n", false, header{idempotencyKey: "k 1", cuts: []span{{0, 24}}, ascii: true}},
+		{"X-Idempotency-Key: \x01\r\n\r\n", false, header{cuts: []span{{0, 22}}, ascii: true}},
+		{"X-Idempotency-Key: " + strings.Repeat("k", 256) + "\r\n\r\n", false, header{cuts: []span{{0, 277}}, ascii: true}},
+		{"Bcc: a@b\r\nFrom:\r\n c@d\r\nDate: d\r\nFrom: e\r\nresent-bcc:\r\n a\r\n\r\nBcc: body", true,
+			header{date: true, from: []string{" c@d", " e"}, cuts: []span{{0, 10}, {41, 58}}, ascii: true}},
+		{strings.Repeat("A: 1\r\n", maxHeaderFields) + "\r\n", false, header{ascii: true}},
+		{strings.Repeat("A: 1\r\n", maxHeaderFields+1) + "\r\n", false, header{ascii: true, tooLarge: true}},
+		{"A: " + strings.Repeat("x", maxHeaderBytes-5) + "\r\n\r\n", false, header{ascii: true}},
+		{"A: " + strings.Repeat("x", maxHeaderBytes-4) + "\r\n\r\n", false, header{ascii: true, tooLarge: true}},
 	}
 	for _, tt := range tests {
-		if got := readHeader([]byte(tt.content)); got != tt.want {
-			t.Errorf("readHeader(%q) = %+v, want %+v", tt.content, got, tt.want)
+		if got := readHeader([]byte(tt.content), tt.submission); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("readHeader(%.80q) = %+v, want %+v", tt.content, got, tt.want)
 		}
 	}
 }
 
 // Whatever the content, looking at it neither fails nor finds what is not
-// there, and what is kept can be stored as text.
+// there, what is kept can be stored as text, and cutting leaves the rest.
 func FuzzReadHeader(f *testing.F) {
-	f.Add([]byte("Received: a\r\n b\r\nMessage-ID: <x\xff>\r\nX-Traceparent: 1\r\n\r\nbody"))
+	f.Add([]byte("Received: a\r\n b\r\nMessage-ID: <x\xff>\r\nX-Traceparent: 1\r\nBcc: x\r\n\r\nbody"))
 	f.Add([]byte(":\r\n"))
 	f.Fuzz(func(t *testing.T, content []byte) {
-		h := readHeader(content)
-		if h.cutFrom > h.cutTo || h.cutTo > len(content) || h.hops > bytes.Count(content, []byte("\n"))+1 {
-			t.Fatalf("%+v of %q", h, content)
+		h := readHeader(content, true)
+		var kept []byte
+		at := 0
+		for _, cut := range h.cuts {
+			if cut.from < at || cut.to <= cut.from || cut.to > len(content) {
+				t.Fatalf("%+v of %q", h, content)
+			}
+			kept = append(kept, content[at:cut.from]...)
+			at = cut.to
 		}
-		if strings.ContainsAny(h.messageID, "\x00\r\n") || len(h.messageID) > maxHeaderID {
-			t.Fatalf("message id %q", h.messageID)
+		kept = append(kept, content[at:]...)
+		b := buffer{bytes: append([]byte("room"), content...), start: len("room")}
+		if b.cut(h.cuts); !bytes.Equal(b.content(), kept) {
+			t.Fatalf("%q without %v is %q", content, h.cuts, b.content())
+		}
+		if h.hops > bytes.Count(content, []byte("\n"))+1 || strings.ContainsAny(h.messageID, "\x00\r\n") || len(h.messageID) > maxHeaderID {
+			t.Fatalf("%+v of %q", h, content)
 		}
 	})
 }

@@ -3,10 +3,7 @@ package smtpd
 import (
 	"bytes"
 	"strings"
-	"time"
 	"unicode/utf8"
-
-	"github.com/postrider/postrider/pkg/mail"
 )
 
 // maxHops is the number of Received fields from which a message is taken to
@@ -16,40 +13,104 @@ const maxHops = 100
 // maxHeaderID bounds what is kept of a Message-ID field, in octets.
 const maxHeaderID = 998
 
+// What a header section may have: more is no mail that anybody wrote, and
+// costs every reader behind us.
+const (
+	maxHeaderBytes  = 256 << 10
+	maxHeaderFields = 1000
+)
+
+// maxKey bounds the value of X-Idempotency-Key, in octets.
+const maxKey = 255
+
+// span is content[from:to].
+type span struct{ from, to int }
+
 // header is what ingress has to know of a header section.
 type header struct {
-	hops        int    // Received fields
-	messageID   string // RFC 5322 §3.6.4
-	traceparent string // of X-Traceparent, which is ours to take out
-	cutFrom     int    // where that field is, in octets of content
-	cutTo       int
-	ascii       bool // no octet outside ASCII
+	hops           int    // Received fields
+	messageID      string // RFC 5322 §3.6.4
+	date           bool   // there is a Date field
+	traceparent    string // of X-Traceparent
+	idempotencyKey string // of X-Idempotency-Key
+	cuts           []span // fields that are not relayed, in order
+	from           []string
+	ascii          bool // no octet outside ASCII
+	tooLarge       bool
+	broken         bool // it ends at a line that is no field, instead of an empty one
 }
 
 // readHeader looks at the header section at the beginning of content. The
-// section ends at an empty line, or at a line that is no field.
-func readHeader(content []byte) header {
+// section ends at an empty line, or at a line that is no field. Of a
+// submission it also wants to know who wrote it, and to whom in secret.
+func readHeader(content []byte, submission bool) header {
 	h := header{ascii: true}
+	fields := 0
 	for at := 0; at < len(content); {
 		end := fieldEnd(content, at)
 		field := content[at:end]
 		colon := bytes.IndexByte(field, ':')
-		if colon <= 0 {
+		if colon <= 0 || bytes.IndexByte(field[:colon], '\n') >= 0 {
+			h.broken = !bytes.HasPrefix(field, []byte("\r\n"))
+			break
+		}
+		if fields++; end > maxHeaderBytes || fields > maxHeaderFields {
+			h.tooLarge = true
 			break
 		}
 		h.ascii = h.ascii && isASCII(field)
-		switch name := bytes.TrimRight(field[:colon], " \t"); {
-		case equalFold(name, "Received"):
-			h.hops++
-		case equalFold(name, "Message-ID") && h.messageID == "":
-			h.messageID = headerID(field[colon+1:])
-		case equalFold(name, "X-Traceparent") && h.cutTo == 0:
-			h.traceparent = string(bytes.TrimSpace(field[colon+1:]))
-			h.cutFrom, h.cutTo = at, end
-		}
+		h.look(bytes.TrimRight(field[:colon], " \t"), field[colon+1:], span{at, end}, submission)
 		at = end
 	}
 	return h
+}
+
+// look takes what is wanted from a field.
+func (h *header) look(name, body []byte, where span, submission bool) {
+	switch {
+	case equalFold(name, "Received"):
+		h.hops++
+	case equalFold(name, "Message-ID"):
+		if h.messageID == "" {
+			h.messageID = headerID(body)
+		}
+	case equalFold(name, "X-Traceparent"):
+		if h.traceparent == "" {
+			h.traceparent = string(bytes.TrimSpace(body))
+		}
+		h.cuts = append(h.cuts, where)
+	case equalFold(name, "X-Idempotency-Key"):
+		if h.idempotencyKey == "" {
+			h.idempotencyKey = key(body)
+		}
+		h.cuts = append(h.cuts, where)
+	case !submission:
+	case equalFold(name, "From"):
+		h.from = append(h.from, unfold(body))
+	case equalFold(name, "Date"):
+		h.date = true
+	case equalFold(name, "Bcc"), equalFold(name, "Resent-Bcc"): // RFC 5322 §3.6.3
+		h.cuts = append(h.cuts, where)
+	}
+}
+
+// key returns the value of X-Idempotency-Key, or "" if it cannot be one.
+func key(body []byte) string {
+	text := strings.TrimSpace(unfold(body))
+	if len(text) > maxKey {
+		return ""
+	}
+	for i := range len(text) {
+		if text[i] < ' ' || text[i] > '~' {
+			return ""
+		}
+	}
+	return text
+}
+
+// unfold takes the line ends out of a field body: RFC 5322 §2.2.3.
+func unfold(body []byte) string {
+	return string(bytes.ReplaceAll(body, []byte("\r\n"), nil))
 }
 
 // fieldEnd returns where the field that begins at at ends, its continuation
@@ -101,49 +162,4 @@ func isASCII[T ~string | ~[]byte](s T) bool {
 		}
 	}
 	return true
-}
-
-// appendReceived appends our trace field: RFC 5321 §4.4. A recipient is named
-// only when it is the only one, for the others must not learn of each other
-// (§7.2).
-func appendReceived(dst []byte, hostname string, sub *mail.Submission) []byte {
-	dst = append(dst, "Received: from "...)
-	dst = append(dst, sub.Client.Hello...)
-	dst = append(dst, " ("...)
-	dst = appendLiteral(dst, sub)
-	dst = append(dst, ")\r\n\tby "...)
-	dst = append(dst, hostname...)
-	dst = append(dst, " with "...)
-	dst = append(dst, sub.Client.Protocol...)
-	dst = append(dst, " id "...)
-	dst = append(dst, sub.ID.String()...)
-	if len(sub.Recipients) == 1 {
-		dst = append(dst, "\r\n\tfor "...)
-		dst = append(dst, sub.Recipients[0].ForwardPath.String()...)
-	}
-	dst = append(dst, ";\r\n\t"...)
-	dst = sub.AcceptedAt.AppendFormat(dst, time.RFC1123Z)
-	return append(dst, '\r', '\n')
-}
-
-// appendLiteral appends the client's address literal: RFC 5321 §4.1.3.
-func appendLiteral(dst []byte, sub *mail.Submission) []byte {
-	dst = append(dst, '[')
-	if sub.Client.Address.Is6() {
-		dst = append(dst, "IPv6:"...)
-	}
-	dst = sub.Client.Address.WithZone("").AppendTo(dst)
-	return append(dst, ']')
-}
-
-// protocol is the "with" of the trace field: RFC 5321 §4.4, RFC 3848, RFC
-// 6531 §4.3.
-func protocol(esmtp, utf8 bool) string {
-	switch {
-	case utf8:
-		return "UTF8SMTP"
-	case esmtp:
-		return "ESMTP"
-	}
-	return "SMTP"
 }

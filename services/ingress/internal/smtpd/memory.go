@@ -116,10 +116,21 @@ func (b *buffer) prepend(text []byte) {
 	copy(b.bytes[b.start:], text)
 }
 
-// cut takes content[from:to] out.
-func (b *buffer) cut(from, to int) {
-	copy(b.bytes[b.start+to-from:], b.bytes[b.start:b.start+from])
-	b.start += to - from
+// cut takes spans of the content out. They are in order, and do not overlap.
+func (b *buffer) cut(spans []span) {
+	content := b.content()
+	end := 0
+	for i := len(spans) - 1; i >= 0; i-- {
+		if i == len(spans)-1 {
+			end = spans[i].to
+		}
+		from := 0
+		if i > 0 {
+			from = spans[i-1].to
+		}
+		end -= copy(content[end-(spans[i].from-from):end], content[from:spans[i].from])
+	}
+	b.start += end
 }
 
 // close gives memory and budget back. The content must not be used any more.

@@ -16,6 +16,7 @@ type metrics struct {
 	messages     metric.Int64Counter
 	recipients   metric.Int64Counter
 	bytes        metric.Int64Counter
+	handshakes   metric.Int64Counter
 	refusals     metric.Int64Counter
 	registration metric.Registration
 }
@@ -23,7 +24,7 @@ type metrics struct {
 func newMetrics(s *Server) *metrics {
 	meter := otel.Meter("github.com/postrider/postrider/services/ingress")
 	m := &metrics{}
-	var errs [7]error
+	var errs [8]error
 	m.messages, errs[0] = meter.Int64Counter("postrider.ingress.accepted", metric.WithUnit("{message}"),
 		metric.WithDescription("Messages that were accepted with a 250."))
 	m.recipients, errs[1] = meter.Int64Counter("postrider.ingress.accepted.recipients", metric.WithUnit("{recipient}"),
@@ -32,6 +33,8 @@ func newMetrics(s *Server) *metrics {
 		metric.WithDescription("Content of accepted messages."))
 	m.refusals, errs[3] = meter.Int64Counter("postrider.ingress.refused", metric.WithUnit("{reply}"),
 		metric.WithDescription("Negative replies to clients, by code."))
+	m.handshakes, errs[7] = meter.Int64Counter("postrider.ingress.tls", metric.WithUnit("{handshake}"),
+		metric.WithDescription("TLS handshakes with clients, by version, or failed."))
 	sessions, err := meter.Int64ObservableGauge("postrider.ingress.sessions", metric.WithUnit("{session}"),
 		metric.WithDescription("Connections with clients."))
 	errs[4] = err
@@ -60,6 +63,10 @@ func (m *metrics) accepted(sub *mail.Submission) {
 
 func (m *metrics) refused(reply mail.Reply) {
 	m.refusals.Add(context.Background(), 1, metric.WithAttributes(attribute.Int("code", reply.Code)))
+}
+
+func (m *metrics) handshake(result string) {
+	m.handshakes.Add(context.Background(), 1, metric.WithAttributes(attribute.String("result", result)))
 }
 
 func (m *metrics) unregister() {

@@ -2,7 +2,6 @@ package smtpd
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
@@ -27,41 +26,71 @@ var (
 	replyGoAhead   = mail.Reply{Code: 354, Lines: []string{"end data with <CR><LF>.<CR><LF>"}}
 	replyBye       = say(221, 0, 0, "bye")
 	replyVerify    = say(252, 0, 0, "cannot verify, but will take mail and try to deliver it")
+	replyStartTLS  = say(220, 0, 0, "ready to start TLS")
 	replyHelp      = mail.Reply{Code: 214, Enhanced: mail.EnhancedCode{Class: 2}, Lines: []string{
-		"EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT", "postrider relays mail; RFC 5321 says how",
+		"EHLO HELO STARTTLS AUTH MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT", "postrider relays mail; RFC 5321 says how",
 	}}
 
-	replyDraining     = say(421, 3, 2, "shutting down, try again")
-	replyIdle         = say(421, 4, 2, "no command for too long, closing")
-	replyErrors       = say(421, 7, 0, "too many errors, closing")
-	replyMessages     = say(421, 7, 0, "enough messages on this connection, open a new one")
-	replyConnections  = say(421, 3, 2, "too many connections, try again")
-	replyConnectionIP = say(421, 7, 0, "too many connections from your address, try again")
+	replyDraining          = say(421, 3, 2, "shutting down, try again")
+	replyIdle              = say(421, 4, 2, "no command for too long, closing")
+	replyErrors            = say(421, 7, 0, "too many errors, closing")
+	replyMessages          = say(421, 7, 0, "enough messages on this connection, open a new one")
+	replyConnections       = say(421, 3, 2, "too many connections, try again")
+	replyConnectionIP      = say(421, 7, 0, "too many connections from your address, try again")
+	replyConnectionNetwork = say(421, 7, 0, "too many connections from your network, try again")
+	replyConnectionRate    = say(421, 7, 0, "connecting too often, try again in a minute")
+	replySessionRcpts      = say(421, 7, 0, "enough recipients on this connection, open a new one")
+	replyMessageRate       = say(450, 7, 1, "sending too often, try again in a minute")
+	replyRevoked           = say(421, 7, 0, "authentication is no longer valid, closing")
+	replyKeyBusy           = say(451, 7, 0, "another message with this idempotency key is under way, try again")
+	replyKeyReused         = say(550, 7, 0, "this idempotency key was used for another message")
 
 	replyStore      = say(451, 3, 0, "cannot store the message now, try again")
 	replyMemory     = say(452, 3, 1, "too much mail at this moment, try again")
 	replyRecipients = say(452, 5, 3, "too many recipients, send the rest again")
 
-	replyUnknown      = say(500, 5, 1, "command not recognised")
-	replyLongLine     = say(500, 5, 2, "command line too long")
-	replySyntax       = say(500, 5, 2, "malformed command")
-	replyBareLF       = say(550, 5, 2, "bare LF in a command; lines end with CR LF")
-	replyBareCR       = say(550, 5, 2, "bare CR in a command; lines end with CR LF")
-	replyNoArguments  = say(501, 5, 4, "this command takes no argument")
-	replyNeedArgument = say(501, 5, 4, "this command needs an argument")
-	replyHello        = say(501, 5, 4, "need a domain or an address literal")
-	replyNotHere      = say(502, 5, 1, "command not implemented")
-	replyHelloFirst   = say(503, 5, 1, "send EHLO or HELO first")
-	replyNested       = say(503, 5, 1, "a transaction is open; RSET ends it")
-	replyMailFirst    = say(503, 5, 1, "send MAIL first")
-	replyChunk        = say(501, 5, 4, "need the size of the chunk, and not a larger one than this; closing")
-	replyInChunks     = say(503, 5, 1, "the content comes in chunks: BDAT or RSET")
-	replyNoValidRcpt  = say(554, 5, 1, "no valid recipients")
+	replyUnknown         = say(500, 5, 1, "command not recognised")
+	replyLongLine        = say(500, 5, 2, "command line too long")
+	replySyntax          = say(500, 5, 2, "malformed command")
+	replyBareLF          = say(550, 5, 2, "bare LF in a command; lines end with CR LF")
+	replyBareCR          = say(550, 5, 2, "bare CR in a command; lines end with CR LF")
+	replyNoArguments     = say(501, 5, 4, "this command takes no argument")
+	replyNeedArgument    = say(501, 5, 4, "this command needs an argument")
+	replyHello           = say(501, 5, 4, "need a domain or an address literal")
+	replyNotHere         = say(502, 5, 1, "command not implemented")
+	replyEarly           = say(554, 5, 1, "the server speaks first; closing")
+	replyTalkedBeforeTLS = say(554, 5, 1, "nothing may follow STARTTLS before the handshake; closing")
+	replyTLSAlready      = say(503, 5, 1, "TLS is there already")
+	replyEHLOFirst       = say(503, 5, 1, "send EHLO first")
+	replyNotAllowed      = say(550, 7, 1, "not from your address")
+	replyAttributes      = say(501, 5, 4, "malformed attributes")
+	replyBinaryData      = say(503, 5, 1, "BODY=BINARYMIME comes with BDAT")
+	replyHelloFirst      = say(503, 5, 1, "send EHLO or HELO first")
+	replyNested          = say(503, 5, 1, "a transaction is open; RSET ends it")
+	replyMailFirst       = say(503, 5, 1, "send MAIL first")
+	replyChunk           = say(501, 5, 4, "need the size of the chunk, and not a larger one than this; closing")
+	replyInChunks        = say(503, 5, 1, "the content comes in chunks: BDAT or RSET")
+	replyNoValidRcpt     = say(554, 5, 1, "no valid recipients")
 
-	replyRelay       = say(550, 7, 1, "relaying denied")
-	replyTooLarge    = say(552, 3, 4, "message too large")
-	replyBareNewline = say(550, 6, 0, "bare CR or LF in the message; lines end with CR LF")
-	replyHops        = say(554, 4, 6, "too many Received fields: the message loops")
+	// RFC 4954 §6.
+	replyAuthenticated = say(235, 7, 0, "authentication succeeded")
+	replyCredentials   = say(535, 7, 8, "authentication credentials invalid")
+	replyAuthLater     = say(454, 7, 0, "cannot verify credentials now, try again")
+	replyAuthFirst     = say(530, 7, 0, "authentication required")
+	replyTLSFirst      = say(530, 7, 0, "issue a STARTTLS command first")
+	replyAuthNeedsTLS  = say(538, 7, 11, "authentication needs TLS; issue a STARTTLS command first")
+	replyAuthTwice     = say(503, 5, 1, "authenticated already")
+	replyAuthLine      = say(500, 5, 6, "authentication exchange line is too long")
+
+	replyReversePath  = say(550, 7, 1, "you may not send with this reverse-path")
+	replyFrom         = say(550, 7, 1, "need one From field, with addresses that you may send from")
+	replyBrokenHeader = say(550, 6, 0, "malformed header section")
+	replyHeader       = say(552, 3, 4, "header section too large")
+	replyLongText     = say(550, 6, 0, "line too long; lines of a message have at most 998 octets")
+	replyRelay        = say(550, 7, 1, "relaying denied")
+	replyTooLarge     = say(552, 3, 4, "message too large")
+	replyBareNewline  = say(550, 6, 0, "bare CR or LF in the message; lines end with CR LF")
+	replyHops         = say(554, 4, 6, "too many Received fields: the message loops")
 )
 
 // replyQueued is the end of ingress's duty: RFC 5321 §6.1.
@@ -97,21 +126,4 @@ func replyArguments(err error, detail uint16) mail.Reply {
 		return say(501, 5, 2, err.Error())
 	}
 	return say(501, 1, detail, err.Error())
-}
-
-// replyEHLO lists what the server can do: RFC 5321 §4.1.1.1. It has no
-// enhanced codes: RFC 2034 §3.
-func replyEHLO(c *Config) mail.Reply {
-	return mail.Reply{Code: 250, Lines: []string{
-		c.Hostname,
-		"PIPELINING",
-		fmt.Sprintf("SIZE %d", c.MaxMessageBytes),
-		"8BITMIME",
-		"SMTPUTF8",
-		"ENHANCEDSTATUSCODES",
-		"DSN",
-		"CHUNKING",
-		fmt.Sprintf("LIMITS MAILMAX=%d RCPTMAX=%d", c.MaxMessages, c.MaxRecipients),
-		"HELP",
-	}}
 }

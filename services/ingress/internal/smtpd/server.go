@@ -2,6 +2,8 @@ package smtpd
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 )
 
@@ -22,36 +25,79 @@ import (
 // descriptors.
 const acceptPause = 100 * time.Millisecond
 
+// Door is an address at which clients are served, and the rules that hold
+// there.
+type Door struct {
+	Listener net.Listener
+	// ImplicitTLS: TLS begins with the connection (RFC 8314 §3). Otherwise
+	// STARTTLS is offered, if there is a certificate.
+	ImplicitTLS bool
+	// Submission: every client must authenticate, whatever its network (RFC
+	// 6409 §4.3).
+	Submission bool
+}
+
+// gatekeeper knows who clients are, and what they may send. *access.Keeper is
+// one.
+type gatekeeper interface {
+	Password(ctx context.Context, client netip.Addr, user, password string) (access.Identity, error)
+	SCRAM(client netip.Addr, binding access.Binding) (*access.Exchange, error)
+	Certificate(ctx context.Context, client netip.Addr, c access.Certificate) (access.Identity, error)
+	Renew(ctx context.Context, client netip.Addr, id access.Identity) (access.Identity, error)
+	Take(ctx context.Context, id access.Identity, recipients int, bytes int64) error
+	GiveBack(id access.Identity, recipients int, bytes int64)
+}
+
+// certificates are those of TLS. *certs.Holder is one.
+type certificates interface {
+	Server() *tls.Config
+	Names(chain []*x509.Certificate) []string
+}
+
+// Deps are what sessions work with.
+type Deps struct {
+	Committer *commit.Committer
+	Access    gatekeeper
+	TLS       certificates // nil: there is no TLS
+}
+
 // Server is what all sessions share.
 type Server struct {
 	cfg       Config
-	hello     mail.Reply // to EHLO
 	committer *commit.Committer
+	access    gatekeeper
+	certs     certificates
+	tls       *tls.Config // nil: there is no TLS
 	memory    memory
-	streams   chan struct{} // holds a token for each large message under way
-	closed    chan struct{} // closed at the end of the drain
+	crowd     *crowd
+	streams   chan struct{}   // holds a token for each large message under way
+	ctx       context.Context // of what sessions wait for; ends with the drain
+	cut       context.CancelFunc
 	metrics   *metrics
 	tracer    trace.Tracer
 
 	mu       sync.Mutex // guards what follows
 	sessions map[*session]struct{}
-	perIP    map[netip.Addr]int
 	drainAt  time.Time // zero until the drain
 }
 
 // New returns a server whose sessions hand their messages to the committer.
-func New(cfg Config, committer *commit.Committer) *Server {
+func New(cfg Config, deps Deps) *Server {
 	s := &Server{
 		cfg:       cfg,
-		hello:     replyEHLO(&cfg),
-		committer: committer,
+		committer: deps.Committer,
+		access:    deps.Access,
+		certs:     deps.TLS,
 		memory:    memory{limit: cfg.MemoryBytes},
+		crowd:     newCrowd(&cfg),
 		streams:   make(chan struct{}, cfg.Streams),
-		closed:    make(chan struct{}),
 		tracer:    otel.Tracer("github.com/postrider/postrider/services/ingress"),
 		sessions:  map[*session]struct{}{},
-		perIP:     map[netip.Addr]int{},
 	}
+	if deps.TLS != nil {
+		s.tls = deps.TLS.Server()
+	}
+	s.ctx, s.cut = context.WithCancel(context.Background())
 	s.metrics = newMetrics(s)
 	return s
 }
@@ -59,14 +105,22 @@ func New(cfg Config, committer *commit.Committer) *Server {
 // Serve takes connections until ctx is done, then ends all sessions: content
 // that is being received is finished, within the drain timeout; every other
 // session hears 421. It returns nil after that, or why no connection can be
-// taken any more.
-func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+// taken any more at one of the doors. Then it serves at none.
+func (s *Server) Serve(ctx context.Context, doors []Door) error {
 	defer s.metrics.unregister()
+	defer s.cut()
 	var sessions errgroup.Group
-	stop := context.AfterFunc(ctx, func() { closeListener(listener) })
-	defer stop()
-	err := s.accept(ctx, listener, &sessions)
-	closeListener(listener)
+	accepting, running := errgroup.WithContext(ctx)
+	for i := range doors {
+		door := &doors[i]
+		accepting.Go(func() error {
+			stop := context.AfterFunc(running, func() { closeListener(door.Listener) })
+			defer stop()
+			defer closeListener(door.Listener)
+			return s.accept(running, door, &sessions)
+		})
+	}
+	err := accepting.Wait()
 	s.drain()
 	hard := time.AfterFunc(s.cfg.DrainTimeout, s.closeAll)
 	defer hard.Stop()
@@ -79,12 +133,12 @@ func closeListener(l net.Listener) {
 	}
 }
 
-func (s *Server) accept(ctx context.Context, listener net.Listener, sessions *errgroup.Group) error {
+func (s *Server) accept(ctx context.Context, door *Door, sessions *errgroup.Group) error {
 	for {
-		conn, err := listener.Accept()
+		conn, err := door.Listener.Accept()
 		switch {
 		case err == nil:
-			s.begin(conn, sessions)
+			s.begin(conn, door, sessions)
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
@@ -100,13 +154,12 @@ func (s *Server) accept(ctx context.Context, listener net.Listener, sessions *er
 }
 
 // begin starts the session of a connection, or refuses it.
-func (s *Server) begin(conn net.Conn, sessions *errgroup.Group) {
-	client := clientAddress(conn)
-	session := newSession(s, conn, client)
+func (s *Server) begin(conn net.Conn, door *Door, sessions *errgroup.Group) {
+	session := newSession(s, conn, door)
 	if refusal := s.enter(session); refusal.Code != 0 {
 		s.metrics.refused(refusal)
-		slog.Warn("connection refused", "client", client, "reply", refusal.String())
-		refuse(conn, refusal)
+		slog.Warn("connection refused", "client", session.client.Address, "reply", refusal.String())
+		refuse(conn, door, refusal)
 		return
 	}
 	sessions.Go(func() error {
@@ -118,8 +171,11 @@ func (s *Server) begin(conn net.Conn, sessions *errgroup.Group) {
 
 // refuse tells the client and closes. One reply fits the socket's buffer, so
 // nothing waits for the client.
-func refuse(conn net.Conn, reply mail.Reply) {
+func refuse(conn net.Conn, door *Door, reply mail.Reply) {
 	defer conn.Close()
+	if door.ImplicitTLS { // a handshake is more than a refusal may cost
+		return
+	}
 	if conn.SetWriteDeadline(time.Now().Add(time.Second)) == nil {
 		// A client that is gone misses nothing.
 		_, _ = conn.Write(smtp.AppendReply(nil, reply))
@@ -144,11 +200,13 @@ func (s *Server) enter(session *session) mail.Reply {
 		return replyDraining
 	case len(s.sessions) >= s.cfg.MaxConnections:
 		return replyConnections
-	case s.perIP[session.client.Address] >= s.cfg.MaxConnectionsPerIP:
-		return replyConnectionIP
+	}
+	if !session.proxied() { // else we do not know the client yet
+		if refusal := session.enterCrowd(); refusal.Code != 0 {
+			return refusal
+		}
 	}
 	s.sessions[session] = struct{}{}
-	s.perIP[session.client.Address]++
 	return mail.Reply{}
 }
 
@@ -156,9 +214,6 @@ func (s *Server) leave(session *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, session)
-	if s.perIP[session.client.Address]--; s.perIP[session.client.Address] == 0 {
-		delete(s.perIP, session.client.Address)
-	}
 }
 
 // drain makes every session end at its next command.
@@ -173,7 +228,7 @@ func (s *Server) drain() {
 
 // closeAll ends the sessions that the drain left.
 func (s *Server) closeAll() {
-	close(s.closed)
+	s.cut()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for session := range s.sessions {

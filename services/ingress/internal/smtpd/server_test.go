@@ -154,15 +154,22 @@ func startServer(t *testing.T, cfg Config, store *fakeStore) *running {
 
 func startOn(t *testing.T, cfg Config, store *fakeStore, listener net.Listener) *running {
 	t.Helper()
+	return startDoor(t, cfg, store, Door{Listener: listener}, Deps{})
+}
+
+// startDoor serves at one door. The committer is added to deps.
+func startDoor(t *testing.T, cfg Config, store *fakeStore, door Door, deps Deps) *running {
+	t.Helper()
 	committer := commit.New(store, silentBus{}, cfg.CommitTimeout)
 	serving, stop := context.WithCancel(t.Context())
 	committing, stopCommitting := context.WithCancel(context.Background())
-	r := &running{Server: New(cfg, committer), address: listener.Addr().String(), stop: stop, ended: make(chan error, 1)}
+	deps.Committer = committer
+	r := &running{Server: New(cfg, deps), address: door.Listener.Addr().String(), stop: stop, ended: make(chan error, 1)}
 	committed := make(chan error, 1)
 	go func() { committed <- committer.Run(committing) }()
 	over := make(chan struct{})
 	go func() {
-		r.ended <- r.Serve(serving, listener)
+		r.ended <- r.Serve(serving, []Door{door})
 		close(over)
 	}()
 	t.Cleanup(func() {

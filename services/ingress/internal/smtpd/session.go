@@ -1,28 +1,46 @@
 package smtpd
 
 import (
+	"crypto/tls"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/proxy"
 )
+
+// proxyTime bounds the wait for a PROXY header.
+const proxyTime = 5 * time.Second
 
 // session is one connection with a client. Only its goroutine uses it, but
 // for wire, which looks after itself.
 type session struct {
-	server   *Server
-	wire     *wire
-	seat     *commit.Seat
-	client   mail.Client
-	mayRelay bool
+	server  *Server
+	door    *Door
+	wire    *wire
+	seat    *commit.Seat
+	client  mail.Client
+	counted netip.Addr // the client's address in the crowd
+	inCrowd bool
+	silent  bool // a health check of a proxy: nothing that it does is worth a line
+	trusted bool // the peer may use XCLIENT and XFORWARD
+	tls     *tls.ConnectionState
+	id      access.Identity // who the client is; the zero value is nobody
+	authed  bool            // by AUTH, on this connection
 
 	esmtp    bool   // EHLO rather than HELO
 	messages int    // accepted on this connection
+	rcpts    int    // accepted on this connection, of all transactions
 	errors   int    // commands that were refused for good
 	over     bool   // close after the replies
 	pending  []byte // a command line that was read and not done
@@ -31,13 +49,13 @@ type session struct {
 	sub      mail.Submission // its memory is reused
 }
 
-func newSession(server *Server, conn net.Conn, client netip.Addr) *session {
+func newSession(server *Server, conn net.Conn, door *Door) *session {
 	return &session{
-		server:   server,
-		wire:     newWire(conn, server.cfg.IdleTimeout),
-		seat:     server.committer.Seat(),
-		client:   mail.Client{Address: client},
-		mayRelay: server.cfg.mayRelay(client),
+		server: server,
+		door:   door,
+		wire:   newWire(conn, server.cfg.IdleTimeout),
+		seat:   server.committer.Seat(),
+		client: mail.Client{Address: clientAddress(conn)},
 	}
 }
 
@@ -45,7 +63,11 @@ func newSession(server *Server, conn net.Conn, client netip.Addr) *session {
 func (s *session) serve() {
 	defer s.wire.hangUp()
 	defer s.seat.Leave()
-	s.wire.reply(mail.Reply{Code: 220, Lines: []string{s.server.cfg.Hostname + " ESMTP postrider"}})
+	defer s.leaveCrowd()
+	if !s.arrive() {
+		return
+	}
+	s.greet()
 	for !s.over {
 		line, err := s.nextLine()
 		switch {
@@ -61,6 +83,90 @@ func (s *session) serve() {
 		}
 	}
 }
+
+func (s *session) greet() {
+	s.wire.reply(mail.Reply{Code: 220, Lines: []string{s.server.cfg.Hostname + " ESMTP postrider"}})
+}
+
+// proxied reports whether the peer is a load balancer.
+func (s *session) proxied() bool {
+	return contains(s.server.cfg.ProxyNetworks, s.client.Address)
+}
+
+// arrive finds out who has come. It returns false for those that may not
+// stay.
+func (s *session) arrive() bool {
+	if s.proxied() && !s.readProxy() {
+		return false
+	}
+	s.trusted = contains(s.server.cfg.XClientNetworks, s.client.Address)
+	s.recognise()
+	if s.door.ImplicitTLS {
+		return s.secure()
+	}
+	if s.wire.talksFirst() { // RFC 5321 §3.1, §4.3.1: the client waits for the greeting
+		s.end(replyEarly)
+		return false
+	}
+	return true
+}
+
+// readProxy learns from a load balancer who the client is.
+func (s *session) readProxy() bool {
+	peer := s.client.Address
+	s.wire.setDataDeadline(time.Now().Add(proxyTime))
+	defer s.wire.setDataDeadline(time.Time{})
+	if err := s.wire.setDeadline(); err != nil {
+		return false
+	}
+	header, err := proxy.Read(s.wire.conn)
+	if err != nil {
+		// Checks that only open a port send nothing at all.
+		if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			slog.Warn("connection dropped: no PROXY header", "peer", peer, "error", err)
+		}
+		return false
+	}
+	if s.silent = !header.Client.IsValid(); s.silent {
+		return true
+	}
+	s.client.Address = header.Client
+	refusal := s.enterCrowd()
+	switch {
+	case refusal.Code == 0:
+		return true
+	case s.door.ImplicitTLS: // as in refuse
+		s.server.metrics.refused(refusal)
+	default:
+		s.end(refusal)
+	}
+	return false
+}
+
+// enterCrowd counts the client in, or returns the reply that refuses it.
+func (s *session) enterCrowd() mail.Reply {
+	refusal := s.server.crowd.enter(s.client.Address, time.Now())
+	s.counted, s.inCrowd = s.client.Address, refusal.Code == 0
+	return refusal
+}
+
+func (s *session) leaveCrowd() {
+	if s.inCrowd {
+		s.server.crowd.leave(s.counted, time.Now())
+		s.inCrowd = false
+	}
+}
+
+// recognise gives the client what its address alone is good for.
+func (s *session) recognise() {
+	s.id, s.authed = access.Identity{}, false
+	if !s.door.Submission && !s.silent && contains(s.server.cfg.RelayNetworks, s.client.Address) {
+		s.id = access.Network()
+	}
+}
+
+// known reports whether somebody stands for what the client sends.
+func (s *session) known() bool { return s.id.Method != "" }
 
 // nextLine returns the next command line.
 func (s *session) nextLine() ([]byte, error) {
@@ -95,6 +201,10 @@ func (s *session) command(line []byte) {
 		s.refuse("", malformed(line))
 		return
 	}
+	if s.door.Submission && !s.known() && needsIdentity(command.Verb) {
+		s.refuse(command.Verb, s.needIdentity())
+		return
+	}
 	switch command.Verb {
 	case "MAIL":
 		s.doMail(command.Args)
@@ -116,7 +226,15 @@ func (s *session) command(line []byte) {
 		s.wire.reply(replyHelp)
 	case "VRFY":
 		s.doVerify(command)
-	case "EXPN", "ETRN", "STARTTLS", "AUTH", "TURN", "SEND", "SOML", "SAML":
+	case "STARTTLS":
+		s.doStartTLS(command)
+	case "AUTH":
+		s.doAuth(command.Args)
+	case "XCLIENT":
+		s.doXClient(command.Args)
+	case "XFORWARD":
+		s.doXForward(command.Args)
+	case "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML":
 		s.refuse(command.Verb, replyNotHere)
 	case "GET", "HEAD", "POST", "PUT", "CONNECT", "OPTIONS":
 		// A browser or a proxy that was made to talk to us: its header fields
@@ -126,6 +244,23 @@ func (s *session) command(line []byte) {
 	default:
 		s.refuse(command.Verb, replyUnknown)
 	}
+}
+
+// needsIdentity: RFC 4954 §6. BDAT is refused with its octets.
+func needsIdentity(verb string) bool {
+	switch verb {
+	case "MAIL", "RCPT", "DATA", "VRFY", "EXPN", "ETRN":
+		return true
+	}
+	return false
+}
+
+// needIdentity tells an unknown client of a submission door what to do first.
+func (s *session) needIdentity() mail.Reply {
+	if s.mayStartTLS() && !s.mayAuth() {
+		return replyTLSFirst
+	}
+	return replyAuthFirst
 }
 
 func malformed(line []byte) mail.Reply {
@@ -165,6 +300,10 @@ func (s *session) refusePath(verb string, path mail.ForwardPath, reply mail.Repl
 		s.errors++
 	}
 	s.server.metrics.refused(reply)
+	if s.silent {
+		s.wire.reply(reply)
+		return
+	}
 	telemetry.Refused(telemetry.Refusal{
 		Client: s.client, Command: verb, ReversePath: s.mail.args.ReversePath, ForwardPath: path, Reply: reply,
 	})

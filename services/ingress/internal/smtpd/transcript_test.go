@@ -3,6 +3,7 @@ package smtpd
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -25,17 +26,60 @@ import (
 //	C: what the client sends, with CRLF
 //	C= "what the client sends", a Go string without anything added
 //	S: what the server says; * stands for any text
-//	S: <closed>
+//	T: the client makes a TLS handshake, once it has heard what is above
 //	A: an accepted message, as summary prints it, in order
 type transcript struct {
-	client   []byte
-	server   []string
+	turns    []turn
 	accepted []string
-	set      func(*Config, *fakeStore)
+	set      func(*scene)
+	early    bool // the client does not wait for the greeting
+	doors    []string
 }
 
-// A session says the same whether the dialogue comes in one write, byte by
-// byte, or cut anywhere.
+// turn is what is said up to a handshake, or to the end.
+type turn struct {
+	client []byte
+	server []string
+}
+
+// client is all that the client sends, without handshakes.
+func (s *transcript) client() []byte {
+	var all []byte
+	for _, turn := range s.turns {
+		all = append(all, turn.client...)
+	}
+	return all
+}
+
+// scene is what a transcript is played on.
+type scene struct {
+	cfg   Config
+	store *fakeStore
+	door  Door
+	deps  Deps
+	t     testing.TB
+	proxy string // the header that the client sends
+}
+
+// doors are the ways in which a client may come. The dialogue is the same.
+var doors = map[string]func(*scene){
+	"plain": func(*scene) {},
+	"TLS": func(s *scene) {
+		s.door.ImplicitTLS = true
+		s.deps.TLS = newCertificates(s.t)
+	},
+	"PROXY": func(s *scene) {
+		s.cfg.ProxyNetworks = prefixes("127.0.0.0/8")
+		s.proxy = "PROXY TCP4 127.0.0.1 127.0.0.2 1234 25\r\n"
+	},
+	"PROXY 2": func(s *scene) {
+		s.cfg.ProxyNetworks = prefixes("127.0.0.0/8")
+		s.proxy = "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x02\x04\xd2\x00\x19"
+	},
+}
+
+// A session says the same through every door, and whether the dialogue comes
+// in one write, byte by byte, or cut anywhere.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.smtp")
 	if err != nil || len(files) < 60 {
@@ -45,49 +89,82 @@ func TestTranscripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".smtp"), func(t *testing.T) {
 			t.Parallel()
 			script := readTranscript(t, file)
-			random := rand.New(rand.NewPCG(1, uint64(len(script.client))))
-			for name, next := range map[string]func() int{
-				"one write":     func() int { return len(script.client) },
-				"byte by byte":  func() int { return 1 },
-				"random splits": func() int { return 1 + random.IntN(24) },
-			} {
-				t.Run(name, func(t *testing.T) { script.run(t, next) })
+			random := rand.New(rand.NewPCG(1, uint64(len(script.client()))))
+			for _, door := range script.doors {
+				for name, next := range map[string]func() int{
+					"one write":     func() int { return 1 << 30 },
+					"byte by byte":  func() int { return 1 },
+					"random splits": func() int { return 1 + random.IntN(24) },
+				} {
+					t.Run(door+", "+name, func(t *testing.T) { script.run(t, doors[door], next) })
+				}
 			}
 		})
 	}
 }
 
-func (s *transcript) run(t *testing.T, next func() int) {
-	cfg, store := testConfig(), &fakeStore{}
-	s.set(&cfg, store)
-	server := startServer(t, cfg, store)
-	conn := server.dial(t)
-	var got []byte
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		got, err = io.ReadAll(conn)
-		done <- err
-	}()
-	for rest := s.client; len(rest) > 0; {
-		n := min(next(), len(rest))
-		if _, err := conn.Write(rest[:n]); err != nil {
-			break // the server may have closed, as the transcript says
-		}
-		rest = rest[n:]
-	}
-	if err := conn.(*net.TCPConn).CloseWrite(); err != nil && len(s.server) == 0 {
+func (s *transcript) run(t *testing.T, through func(*scene), next func() int) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; err != nil {
-		t.Fatalf("reading replies: %v, after %q", err, got)
+	on := &scene{cfg: testConfig(), store: &fakeStore{}, door: Door{Listener: listener}, t: t}
+	s.set(on)
+	through(on)
+	server := startDoor(t, on.cfg, on.store, on.door, on.deps)
+	conn := server.dial(t)
+	if _, err := io.WriteString(conn, on.proxy); err != nil {
+		t.Fatal(err)
 	}
-	compare(t, lines(string(got)), s.server)
+	secure := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // who the server is is another test's matter
+	if on.door.ImplicitTLS {
+		conn = tls.Client(conn, secure)
+	}
+	in := bufio.NewReader(conn)
+	var heard []string
+	if !s.early {
+		heard = append(heard, readLine(t, in))
+	}
+	var want []string
+	for i, turn := range s.turns {
+		for rest := turn.client; len(rest) > 0; {
+			n := min(next(), len(rest))
+			if _, err := conn.Write(rest[:n]); err != nil {
+				break // the server may have closed, as the transcript says
+			}
+			rest = rest[n:]
+		}
+		want = append(want, turn.server...)
+		if i == len(s.turns)-1 {
+			break
+		}
+		for len(heard) < len(want) {
+			heard = append(heard, readLine(t, in))
+		}
+		conn = tls.Client(conn, secure)
+		in.Reset(conn)
+	}
+	// The server may have closed already.
+	_ = conn.(interface{ CloseWrite() error }).CloseWrite()
+	rest, err := io.ReadAll(in)
+	if err != nil && !s.early {
+		t.Fatalf("reading replies: %v, after %q %q", err, heard, rest)
+	}
+	compare(t, append(heard, lines(string(rest))...), want)
 	var accepted []string
-	for _, sub := range store.submissions() {
-		accepted = append(accepted, summary(sub))
+	for _, sub := range on.store.submissions() {
+		accepted = append(accepted, summary(sub, on.door.ImplicitTLS))
 	}
 	compare(t, accepted, s.accepted)
+}
+
+func readLine(t *testing.T, in *bufio.Reader) string {
+	t.Helper()
+	line, err := in.ReadString('\n')
+	if err != nil {
+		t.Fatalf("reading a reply: %v, after %q", err, line)
+	}
+	return lines(line)[0]
 }
 
 func lines(text string) []string {
@@ -120,7 +197,7 @@ func compare(t *testing.T, got, want []string) {
 
 // summary prints what a transcript may claim of a message. The content is
 // that behind our trace field, which must be there.
-func summary(sub *mail.Submission) string {
+func summary(sub *mail.Submission, implicit bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s", sub.Envelope.ReversePath)
 	for _, r := range sub.Recipients {
@@ -132,7 +209,11 @@ func summary(sub *mail.Submission) string {
 			fmt.Fprintf(&b, " ORCPT=%s", r.ORCPT)
 		}
 	}
-	fmt.Fprintf(&b, " %s", sub.Client.Protocol)
+	protocol := sub.Client.Protocol
+	if implicit { // a transcript has what it would be in the clear
+		protocol = strings.Replace(protocol, "SMTPS", "SMTP", 1)
+	}
+	fmt.Fprintf(&b, " %s", protocol)
 	e := sub.Envelope
 	for _, part := range []struct{ name, value string }{{"BODY", string(e.Body)}, {"RET", string(e.Ret)}, {"ENVID", e.EnvID}, {"ID", sub.HeaderID}} {
 		if part.value != "" {
@@ -141,6 +222,21 @@ func summary(sub *mail.Submission) string {
 	}
 	if e.SMTPUTF8 {
 		b.WriteString(" SMTPUTF8")
+	}
+	if sub.Tenant != "" {
+		fmt.Fprintf(&b, " TENANT=%s", sub.Tenant)
+	}
+	if sub.Priority != 0 {
+		fmt.Fprintf(&b, " PRIORITY=%d", sub.Priority)
+	}
+	if sub.Held() {
+		fmt.Fprintf(&b, " HELD=%s", sub.ReleaseAt.Sub(sub.AcceptedAt).Round(time.Second))
+	}
+	if life := sub.Recipients[0].ExpiresAt.Sub(sub.AcceptedAt); life < 24*time.Hour {
+		fmt.Fprintf(&b, " LIFE=%s", life)
+	}
+	if sub.IdempotencyKey != "" {
+		fmt.Fprintf(&b, " KEY=%s", sub.IdempotencyKey)
 	}
 	field, content, ok := cutReceived(sub.Content)
 	if !ok {
@@ -164,29 +260,32 @@ func readTranscript(t testing.TB, file string) *transcript {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &transcript{server: []string{"220 mx.example ESMTP postrider"}}
-	var sets []func(*Config, *fakeStore)
+	s := &transcript{turns: []turn{{server: []string{"220 mx.example ESMTP postrider"}}}, doors: []string{"plain", "TLS", "PROXY", "PROXY 2"}}
+	var sets []func(*scene)
 	scanner := bufio.NewScanner(bytes.NewReader(text))
 	scanner.Buffer(nil, 1<<20)
 	for scanner.Scan() {
 		line := scanner.Text()
 		mark, rest, _ := strings.Cut(line, " ")
+		now := &s.turns[len(s.turns)-1]
 		switch mark {
 		case "#", "":
 		case "C:":
-			s.client = append(s.client, rest+"\r\n"...)
+			now.client = append(now.client, rest+"\r\n"...)
 		case "C=":
 			raw, err := strconv.Unquote(rest)
 			if err != nil {
 				t.Fatalf("%s: %v", line, err)
 			}
-			s.client = append(s.client, raw...)
+			now.client = append(now.client, raw...)
 		case "S:":
-			s.server = append(s.server, rest)
+			now.server = append(now.server, rest)
+		case "T:":
+			s.turns = append(s.turns, turn{})
 		case "A:":
 			s.accepted = append(s.accepted, rest)
 		case "=":
-			sets = append(sets, setting(t, rest))
+			sets = append(sets, s.setting(t, rest))
 		default:
 			t.Fatalf("%s: what is %q?", file, line)
 		}
@@ -194,34 +293,75 @@ func readTranscript(t testing.TB, file string) *transcript {
 	if err := scanner.Err(); err != nil {
 		t.Fatal(err)
 	}
-	s.set = func(c *Config, store *fakeStore) {
+	s.set = func(on *scene) {
 		for _, set := range sets {
-			set(c, store)
+			set(on)
 		}
 	}
 	return s
 }
 
-func setting(t testing.TB, text string) func(*Config, *fakeStore) {
+func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 	t.Helper()
 	name, value, _ := strings.Cut(text, " ")
-	n, err := strconv.Atoi(value)
-	if err != nil && name != "outside" && name != "store-down" {
-		t.Fatalf("setting %q", text)
+	limit := func(set func(*Config, int)) func(*scene) {
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			t.Fatalf("setting %q", text)
+		}
+		return func(on *scene) { set(&on.cfg, n) }
 	}
 	switch name {
+	case "no-greeting": // what is refused hears nothing else
+		s.turns[0].server = nil
+		return func(*scene) {}
+	case "early":
+		s.turns[0].server, s.early = nil, true
+		s.doors = []string{"plain"}
+		return func(*scene) {}
+	case "doors": // the dialogue is about one of them
+		s.doors = strings.Split(value, ",")
+		return func(*scene) {}
+	case "certificate":
+		s.doors = []string{"plain", "PROXY"}
+		return func(on *scene) { on.deps.TLS = newCertificates(t) }
+	case "access":
+		return func(on *scene) { on.deps.Access, _ = newAccess(t) }
+	case "submission":
+		return func(on *scene) { on.door.Submission = true }
 	case "outside":
-		return func(c *Config, _ *fakeStore) { c.RelayNetworks = nil }
+		return func(on *scene) { on.cfg.RelayNetworks = nil }
 	case "store-down":
-		return func(_ *Config, s *fakeStore) { s.fail(errDown) }
+		return func(on *scene) { on.store.fail(errDown) }
+	case "plaintext-auth":
+		return func(on *scene) { on.cfg.PlaintextAuth = true }
+	case "binarymime":
+		return func(on *scene) { on.cfg.BinaryMIME = true }
+	case "xclient":
+		return func(on *scene) { on.cfg.XClientNetworks = prefixes("127.0.0.0/8") }
+	case "relay-domains":
+		return func(on *scene) { on.cfg.RelayDomains = strings.Split(value, ",") }
+	case "proxy":
+		s.doors = []string{"plain"}
+		header, err := strconv.Unquote(value)
+		if err != nil {
+			t.Fatalf("setting %q", text)
+		}
+		return func(on *scene) { on.cfg.ProxyNetworks, on.proxy = prefixes("127.0.0.0/8"), header }
 	case "max-recipients":
-		return func(c *Config, _ *fakeStore) { c.MaxRecipients = n }
+		return limit(func(c *Config, n int) { c.MaxRecipients = n })
+	case "max-session-recipients":
+		return limit(func(c *Config, n int) { c.MaxSessionRcpts = n })
 	case "max-messages":
-		return func(c *Config, _ *fakeStore) { c.MaxMessages = n }
+		return limit(func(c *Config, n int) { c.MaxMessages = n })
 	case "max-errors":
-		return func(c *Config, _ *fakeStore) { c.MaxErrors = n }
+		return limit(func(c *Config, n int) { c.MaxErrors = n })
+	case "max-line":
+		return limit(func(c *Config, n int) { c.MaxLine = n })
+	case "message-rate":
+		return limit(func(c *Config, n int) { c.MessageRate = n })
 	case "max-message-bytes":
-		return func(c *Config, _ *fakeStore) { c.MaxMessageBytes = int64(n) }
+		return limit(func(c *Config, n int) { c.MaxMessageBytes = int64(n) })
 	}
 	t.Fatalf("setting %q", text)
 	return nil
@@ -234,6 +374,8 @@ func testConfig() Config {
 		MaxRecipients:       1000,
 		MaxMessages:         1000,
 		MaxErrors:           20,
+		MaxSessionRcpts:     1000,
+		MaxLine:             998,
 		MaxConnections:      100,
 		MaxConnectionsPerIP: 100,
 		IdleTimeout:         10 * time.Second,

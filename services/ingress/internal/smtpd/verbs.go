@@ -1,10 +1,13 @@
 package smtpd
 
 import (
+	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 )
 
 // transaction is a mail transaction: RFC 5321 §3.3.
@@ -66,22 +69,6 @@ func localPart(path mail.ForwardPath) string {
 	return string(path[:len(path)-len(path.DomainText())])
 }
 
-// doHello is EHLO and HELO: RFC 5321 §4.1.1.1, §4.1.4.
-func (s *session) doHello(command smtp.Command) {
-	if !smtp.ParseHello(command.Args) {
-		s.refuse(command.Verb, replyHello)
-		return
-	}
-	s.reset()
-	s.client.Hello = command.Args
-	s.esmtp = command.Verb == "EHLO"
-	if s.esmtp {
-		s.wire.reply(s.server.hello)
-		return
-	}
-	s.wire.reply(mail.Reply{Code: 250, Lines: []string{s.server.cfg.Hostname}})
-}
-
 // doMail begins a transaction: RFC 5321 §4.1.1.2.
 func (s *session) doMail(arguments string) {
 	switch {
@@ -96,19 +83,68 @@ func (s *session) doMail(arguments string) {
 		return
 	}
 	args, err := smtp.ParseMail(arguments)
-	if err == nil && args.Body == mail.BodyBinaryMIME { // RFC 3030 §3: not offered
-		err = smtp.ErrParameter
+	if err == nil {
+		err = s.offered(args)
 	}
+	var refusal mail.Reply
 	switch {
 	case err != nil:
-		s.refuse("MAIL", replyMail(err))
+		refusal = replyMail(err)
 	case args.SizeBytes > s.server.cfg.MaxMessageBytes: // RFC 1870 §6.1
-		s.refuse("MAIL", replyTooLarge)
+		refusal = replyTooLarge
 	default:
-		s.mail.open, s.mail.args = true, args
-		s.seat.Begin()
-		s.wire.reply(replySender)
+		refusal = s.sender(args.ReversePath)
 	}
+	if refusal.Code != 0 {
+		s.refuse("MAIL", refusal)
+		return
+	}
+	s.mail.open, s.mail.args = true, args
+	s.seat.Begin()
+	s.wire.reply(replySender)
+}
+
+// offered refuses parameters of extensions that the client was not offered:
+// RFC 5321 §4.1.1.11.
+func (s *session) offered(args smtp.MailArgs) error {
+	held := args.HoldFor != 0 || !args.HoldUntil.IsZero()
+	switch {
+	case args.RequireTLS:
+		return smtp.ErrUnknown
+	case args.Auth != "" && s.server.access == nil:
+		return smtp.ErrUnknown
+	case !s.known() && (held || args.DeliverBy.Given || args.Priority.Given):
+		return smtp.ErrUnknown
+	case args.Body == mail.BodyBinaryMIME && !s.server.cfg.BinaryMIME:
+		return smtp.ErrParameter
+	case args.HoldFor > maxHold || args.HoldUntil.After(time.Now().Add(maxHold)): // RFC 4865 §4.2
+		return smtp.ErrParameter
+	}
+	return nil
+}
+
+// sender says why the client may not send with the reverse-path now.
+func (s *session) sender(path mail.ReversePath) mail.Reply {
+	if !s.server.crowd.message(s.client.Address, time.Now()) {
+		return replyMessageRate
+	}
+	if s.id.Tenant == "" {
+		return mail.Reply{}
+	}
+	id, err := s.server.access.Renew(s.server.ctx, s.client.Address, s.id)
+	switch {
+	case errors.Is(err, access.ErrRefused):
+		s.over = true
+		return replyRevoked
+	case err != nil:
+		slog.Warn("client not looked up", "client", s.client.Address, "error", err)
+		return replyStore
+	}
+	s.id = id
+	if !id.MayReversePath(path) {
+		return replyReversePath
+	}
+	return mail.Reply{}
 }
 
 // doRcpt adds a recipient: RFC 5321 §4.1.1.3.
@@ -123,16 +159,20 @@ func (s *session) doRcpt(arguments string) {
 		return
 	}
 	path := args.ForwardPath
-	if !s.mayRelay {
-		s.refusePath("RCPT", path, replyRelay)
-		return
-	}
 	if path == smtp.Postmaster { // RFC 5321 §4.5.1: ours
 		path += mail.ForwardPath("@" + s.server.cfg.Hostname)
 	}
 	domain, err := mail.ParseDomain(path.DomainText())
+	if !s.known() && (err != nil || !s.server.cfg.relays(domain)) {
+		s.refusePath("RCPT", args.ForwardPath, replyRelay)
+		return
+	}
 	if err != nil {
 		s.refusePath("RCPT", path, replyRcpt(smtp.ErrDomain))
+		return
+	}
+	if s.rcpts >= s.server.cfg.MaxSessionRcpts {
+		s.end(replySessionRcpts)
 		return
 	}
 	switch {
@@ -141,6 +181,7 @@ func (s *session) doRcpt(arguments string) {
 		s.refusePath("RCPT", path, replyRecipients)
 		return
 	default:
+		s.rcpts++
 		s.mail.recipients = append(s.mail.recipients, mail.Recipient{
 			No:          int32(len(s.mail.recipients)) + 1,
 			ForwardPath: path,
@@ -161,12 +202,32 @@ func (s *session) doVerify(command smtp.Command) {
 	s.wire.reply(replyVerify)
 }
 
-// lifetime is how long a recipient may stay in the queue.
-func (s *session) lifetime(domain mail.Domain) time.Duration {
+// release is when a message that is accepted at a time may leave: RFC 4865
+// §4.2. The zero time: at once.
+func (s *session) release(accepted time.Time) time.Time {
+	if hold := s.mail.args.HoldFor; hold > 0 {
+		return accepted.Add(hold)
+	}
+	return s.mail.args.HoldUntil
+}
+
+// expiry is when a recipient leaves the queue of a message that is accepted
+// at a time.
+func (s *session) expiry(accepted time.Time, domain mail.Domain) time.Time {
 	cfg := &s.server.cfg
 	lifetime := cfg.Lifetime(domain)
 	if s.mail.args.ReversePath.IsNull() {
 		lifetime = min(lifetime, time.Duration(cfg.ReportLifetime))
 	}
-	return lifetime
+	from := accepted
+	if release := s.release(accepted); release.After(accepted) {
+		from = release
+	}
+	expires := from.Add(lifetime)
+	if by := s.mail.args.DeliverBy; by.Return { // RFC 2852 §4: whatever has not left by then comes back
+		if limit := accepted.Add(by.Within); limit.Before(expires) {
+			return limit
+		}
+	}
+	return expires
 }

@@ -3,9 +3,11 @@ package smtpd
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +24,8 @@ const (
 	// our last reply, so that a reset does not take the reply away from it.
 	lingerTime  = 500 * time.Millisecond
 	lingerBytes = 256 << 10
+	// handshakeTime bounds a TLS handshake.
+	handshakeTime = 30 * time.Second
 )
 
 // The ways in which a line is no command line.
@@ -34,20 +38,22 @@ var (
 // heard again, so those of a pipelined group leave in one write: RFC 2920
 // §3.2.
 type wire struct {
-	conn    net.Conn
+	conn    net.Conn      // the TCP connection
+	talk    net.Conn      // what is spoken on: conn, or TLS on it
 	in      *bufio.Reader // reads through wire.Read
 	out     []byte
+	long    []byte // a line that does not fit the buffer of in
 	timeout time.Duration
 
 	farewell bool // the client said QUIT, so nothing more is coming
 
-	mu           sync.Mutex // guards what follows, and the read deadline
+	mu           sync.Mutex // guards what follows, and the read deadline of conn
 	dataDeadline time.Time  // while content is read; else zero
 	drainAt      time.Time  // the end of the session's wait for a command; zero until the drain
 }
 
 func newWire(conn net.Conn, timeout time.Duration) *wire {
-	w := &wire{conn: conn, timeout: timeout}
+	w := &wire{conn: conn, talk: conn, timeout: timeout}
 	w.in = bufio.NewReaderSize(w, readBuffer)
 	return w
 }
@@ -64,7 +70,7 @@ func (w *wire) Read(p []byte) (int, error) {
 	if err := w.setDeadline(); err != nil {
 		return 0, err
 	}
-	return w.conn.Read(p)
+	return w.talk.Read(p)
 }
 
 // setDeadline bounds the next read.
@@ -113,32 +119,80 @@ func (w *wire) flush() error {
 	if err := w.conn.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
 		return err
 	}
-	_, err := w.conn.Write(w.out)
+	_, err := w.talk.Write(w.out)
 	w.out = w.out[:0]
 	return err
 }
+
+// secure speaks TLS from here on. Nothing that came before is used any more.
+func (w *wire) secure(config *tls.Config) (tls.ConnectionState, error) {
+	if err := w.flush(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	w.setDataDeadline(time.Now().Add(handshakeTime))
+	defer w.setDataDeadline(time.Time{})
+	if err := w.setDeadline(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	if err := w.conn.SetWriteDeadline(time.Now().Add(handshakeTime)); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	server := tls.Server(w.conn, config)
+	if err := server.Handshake(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	w.talk = server
+	w.in.Reset(w)
+	return server.ConnectionState(), nil
+}
+
+// talksFirst reports whether the client has sent something already.
+func (w *wire) talksFirst() bool { return w.in.Buffered() > 0 || w.talk == w.conn && hasInput(w.conn) }
 
 // readLine returns the next command line without its CRLF. It is valid until
 // the next read. After errLongLine the line is passed over and the next one
 // can be read; after errBareLF nothing may be read: what follows could be
 // content that somebody smuggles in as commands.
 func (w *wire) readLine() ([]byte, error) {
+	line, err := w.readUpTo(smtp.MaxAuthLine)
+	if err == nil && len(line)+len("\r\n") > smtp.MaxCommandLine && !isAuth(line) {
+		err = errLongLine
+	}
+	return line, err
+}
+
+// isAuth: RFC 4954 §3 makes this command longer than the others.
+func isAuth(line []byte) bool {
+	const verb = "AUTH "
+	return len(line) >= len(verb) && strings.EqualFold(string(line[:len(verb)]), verb)
+}
+
+// readUpTo is readLine for lines of up to limit octets with their CRLF.
+func (w *wire) readUpTo(limit int) ([]byte, error) {
 	line, err := w.in.ReadSlice('\n')
-	long := len(line) > smtp.MaxCommandLine
+	if errors.Is(err, bufio.ErrBufferFull) {
+		w.long = append(w.long[:0], line...)
+		defer func() { w.long = w.long[:0] }()
+	}
+	tooLong := false
 	for errors.Is(err, bufio.ErrBufferFull) {
-		long = true
 		line, err = w.in.ReadSlice('\n')
+		if tooLong = tooLong || len(w.long)+len(line) > limit; tooLong {
+			w.long = append(w.long[:0], w.long[len(w.long)-1]) // it may be the CR of the end
+		}
+		w.long = append(w.long, line...)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// A CR at the end of the last full buffer would be missed here; the line is
-	// refused all the same.
-	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
-	if !ok {
-		return nil, errBareLF
+	if len(w.long) > 0 {
+		line = w.long
 	}
-	if long {
+	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
+	switch {
+	case !ok:
+		return nil, errBareLF
+	case tooLong:
 		return nil, errLongLine
 	}
 	return line, nil
@@ -148,10 +202,10 @@ func (w *wire) readLine() ([]byte, error) {
 // client read it.
 func (w *wire) hangUp() {
 	defer w.conn.Close()
-	if w.flush() != nil || w.farewell && w.in.Buffered() == 0 {
+	if w.flush() != nil || w.farewell && w.in.Buffered() == 0 && w.talk == w.conn {
 		return
 	}
-	half, ok := w.conn.(interface{ CloseWrite() error })
+	half, ok := w.talk.(interface{ CloseWrite() error }) // under TLS it says close_notify
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
