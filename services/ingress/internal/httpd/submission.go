@@ -169,6 +169,7 @@ func (q *request) conclude(messages []*submission, receipt []byte, accept func()
 			m.span.SetStatus(codes.Error, "not accepted")
 		} else {
 			telemetry.Accepted(&m.Submission)
+			q.s.metrics.accepted(&m.Submission)
 		}
 		m.span.End()
 	}
