@@ -48,7 +48,7 @@ func newProgram(t *testing.T) *program {
 func (p *program) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "POSTRIDER_TEST_PROGRAM=1", "POSTRIDER_DATA_DIR="+filepath.Join(p.dir, "data"),
-		"POSTRIDER_SMTP_LISTEN=127.0.0.1:0", "POSTRIDER_METRICS_LISTEN=127.0.0.1:0", "POSTRIDER_DEMO_LISTEN=127.0.0.1:0",
+		"POSTRIDER_SMTP_LISTEN=127.0.0.1:0", "POSTRIDER_SUBMISSION_LISTEN=127.0.0.1:0", "POSTRIDER_SUBMISSIONS_LISTEN=127.0.0.1:0", "POSTRIDER_METRICS_LISTEN=127.0.0.1:0", "POSTRIDER_DEMO_LISTEN=127.0.0.1:0",
 		"POSTRIDER_RETRY_SCHEDULE=1s", "POSTRIDER_HOSTNAME=dev.test")
 	return cmd
 }
