@@ -3,9 +3,10 @@
 // # The walk
 //
 // A session of package smtpd reads commands and content, and makes a
-// mail.Submission of them. Package commit collects the submissions of all
+// mail.Submission of them; package httpd does so with requests. Package commit collects the submissions of all
 // sessions and hands them to the store as a group, in one transaction. When
-// it is committed each client hears "250 2.0.0 queued as" and the queue id;
+// it is committed each client hears "250 2.0.0 queued as" and the queue id, or
+// a 202 with it;
 // then one frame on the bus rings for the whole group.
 //
 // # Promises

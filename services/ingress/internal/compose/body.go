@@ -17,7 +17,9 @@ const (
 // textPart returns a text in the encoding that changes it least.
 func textPart(mediaType, text string) part {
 	text = crlf(text)
-	charset, encoding, content := "utf-8", "", []byte(nil)
+	charset := "utf-8"
+	var encoding string
+	var content []byte
 	switch class := classify(text); class {
 	case plain:
 		charset, encoding, content = "us-ascii", "7bit", []byte(text)

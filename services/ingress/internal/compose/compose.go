@@ -89,7 +89,7 @@ func combine(subtype string, parameters map[string]string, parts []part) part {
 		return parts[0]
 	}
 	var random [12]byte
-	rand.Read(random[:]) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(random[:]) // it never fails
 	// RFC 2045 §6.7: "=_" is in no quoted-printable or base64 content.
 	boundary := "=_" + hex.EncodeToString(random[:])
 	parameters["boundary"] = boundary

@@ -3,6 +3,7 @@ package compose
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -57,7 +58,7 @@ func walk(t *testing.T, header map[string][]string, body io.Reader, leaves *[]le
 		r := multipart.NewReader(body, parameters["boundary"])
 		for {
 			p, err := r.NextRawPart()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return kind + "(" + strings.Join(inside, " ") + ")"
 			}
 			if err != nil {
@@ -124,7 +125,7 @@ func TestShape(t *testing.T) {
 			parts := 0
 			for {
 				p, err := r.NextPart()
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if err != nil {
