@@ -116,7 +116,7 @@ func freeAddress(t *testing.T) string {
 func (l *laptop) spec(name string, args ...string) proc.Spec {
 	return proc.Spec{
 		Name: name, Path: l.binary, Args: args, Dir: l.dir, LogDir: l.dir, User: l.user,
-		Env: []string{"HOME=" + l.dir, "POSTRIDER_SMTP_LISTEN=" + l.smtp, "POSTRIDER_SUBMISSION_LISTEN=127.0.0.1:0", "POSTRIDER_SUBMISSIONS_LISTEN=127.0.0.1:0", "POSTRIDER_METRICS_LISTEN=" + l.metrics,
+		Env: []string{"HOME=" + l.dir, "POSTRIDER_SMTP_LISTEN=" + l.smtp, "POSTRIDER_SUBMISSION_LISTEN=127.0.0.1:0", "POSTRIDER_SUBMISSIONS_LISTEN=127.0.0.1:0", "POSTRIDER_HTTP_LISTEN=127.0.0.1:0", "POSTRIDER_METRICS_LISTEN=" + l.metrics,
 			"POSTRIDER_DEMO_LISTEN=" + l.demo, "POSTRIDER_RETRY_SCHEDULE=3s"},
 	}
 }

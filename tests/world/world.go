@@ -259,6 +259,7 @@ func (s *Service) Start() error {
 	env["POSTRIDER_METRICS_LISTEN"] = s.metrics
 	if s.smtp != "" {
 		env["POSTRIDER_SMTP_LISTEN"] = s.smtp
+		env["POSTRIDER_HTTP_LISTEN"] = "127.0.0.1:0"
 	}
 	p, err := proc.Start(proc.Spec{
 		Name: s.String(), Path: filepath.Join(s.world.bin, s.Name), Env: list(env), LogDir: s.world.Dir,
