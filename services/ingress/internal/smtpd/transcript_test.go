@@ -32,7 +32,6 @@ type transcript struct {
 	turns    []turn
 	accepted []string
 	set      func(*scene)
-	early    bool // the client does not wait for the greeting
 	doors    []string
 }
 
@@ -82,7 +81,7 @@ var doors = map[string]func(*scene){
 // in one write, byte by byte, or cut anywhere.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.smtp")
-	if err != nil || len(files) < 60 {
+	if err != nil || len(files) < 400 {
 		t.Fatalf("%d transcripts, %v", len(files), err)
 	}
 	for _, file := range files {
@@ -121,10 +120,7 @@ func (s *transcript) run(t *testing.T, through func(*scene), next func() int) {
 		conn = tls.Client(conn, secure)
 	}
 	in := bufio.NewReader(conn)
-	var heard []string
-	if !s.early {
-		heard = append(heard, readLine(t, in))
-	}
+	heard := []string{readLine(t, in)}
 	var want []string
 	for i, turn := range s.turns {
 		for rest := turn.client; len(rest) > 0; {
@@ -147,7 +143,7 @@ func (s *transcript) run(t *testing.T, through func(*scene), next func() int) {
 	// The server may have closed already.
 	_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 	rest, err := io.ReadAll(in)
-	if err != nil && !s.early {
+	if err != nil {
 		t.Fatalf("reading replies: %v, after %q %q", err, heard, rest)
 	}
 	compare(t, append(heard, lines(string(rest))...), want)
@@ -312,13 +308,6 @@ func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 		return func(on *scene) { set(&on.cfg, n) }
 	}
 	switch name {
-	case "no-greeting": // what is refused hears nothing else
-		s.turns[0].server = nil
-		return func(*scene) {}
-	case "early":
-		s.turns[0].server, s.early = nil, true
-		s.doors = []string{"plain"}
-		return func(*scene) {}
 	case "doors": // the dialogue is about one of them
 		s.doors = strings.Split(value, ",")
 		return func(*scene) {}
