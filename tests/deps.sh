@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need beside Go: Postgres, the tools of Postfix
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
-# Python and curl as real clients, and a C compiler for the race detector. As root on
+# Python, msmtp and curl as real clients, and a C compiler for the race detector. As root on
 # Debian or Ubuntu it installs what is missing; otherwise it says so and fails.
 # Servers that the packages would start are not started: tests start their own.
 set -eu
@@ -15,6 +15,7 @@ missing() {
 	have initdb || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || echo postgresql
 	{ have smtp-source && have smtp-sink && have postfix; } || echo postfix
 	have swaks || echo swaks
+	have msmtp || echo msmtp
 	have python3 || echo python3
 	have curl || echo curl
 	have cc || echo gcc libc6-dev

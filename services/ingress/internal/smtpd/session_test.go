@@ -65,6 +65,7 @@ func FuzzSession(f *testing.F) {
 	cfg := testConfig()
 	cfg.MaxMessageBytes = 3 << 10
 	cfg.MaxRecipients = 3
+	cfg.XClientNetworks = prefixes("127.0.0.0/8")
 	store := &fakeStore{}
 	committer := commit.New(store, silentBus{}, time.Minute)
 	ctx, stop := context.WithCancel(context.Background())
