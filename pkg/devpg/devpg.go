@@ -53,9 +53,10 @@ type Server struct {
 	remove   []string // directories that go with the server
 	reaper   *reaper
 
-	mu     sync.Mutex // guards exited and pid; held through start and stop
+	mu     sync.Mutex // guards all below; held through start and stop
 	exited chan struct{}
 	pid    int
+	killed bool // and not started since: its backends may still be ending
 }
 
 // Start runs a server and returns when it takes connections. Errors: no
@@ -103,7 +104,13 @@ func (s *Server) Stop() error {
 }
 
 // Kill ends the server as a crash would: kill -9. The next Restart recovers.
-func (s *Server) Kill() error { return s.halt(syscall.SIGKILL) }
+func (s *Server) Kill() error {
+	err := s.halt(syscall.SIGKILL)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.killed = true
+	return err
+}
 
 // Halt ends the server in an orderly way and keeps its data, so that Restart
 // can bring it back.
@@ -158,9 +165,12 @@ func (s *Server) start(ctx context.Context) error {
 		}
 		err := s.waitReady(ctx)
 		if err == nil {
+			s.killed = false
 			return nil
 		}
-		if ctx.Err() != nil || !strings.Contains(err.Error(), "shared memory block") {
+		// The backends of a killed server hold its shared memory for a moment,
+		// and write their last words into the same log.
+		if ctx.Err() != nil || !s.killed && !strings.Contains(err.Error(), "shared memory block") {
 			return err
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {

@@ -23,7 +23,7 @@ const (
 
 	// Rearm is how long a hint may stay without a claim before the scheduler
 	// looks whether it was lost.
-	Rearm = 10 * time.Second
+	Rearm = 5 * time.Second
 )
 
 // PartialError says which submissions of a group were not accepted: those
@@ -152,8 +152,7 @@ func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
 		pg.Conn().Close()
 		closeCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cancel()
-		// The error at hand says what happened; closing twice adds nothing.
-		pg.Close(closeCtx) //nolint:errcheck
+		pg.Close(closeCtx) // already done, says what is left to say to its pool
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

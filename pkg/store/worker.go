@@ -12,8 +12,8 @@ import (
 
 // Home is the worker that a slot lives with.
 type Home struct {
-	Worker mail.WorkerID
-	Live   bool // its lease on the slot has not ended
+	Worker mail.WorkerID // the last one; 0 if there never was any
+	Live   bool          // its lease on the slot has not ended
 }
 
 // SlotHomes returns the home of every slot.
@@ -106,9 +106,10 @@ func (s *Store) TakeSlots(ctx context.Context, worker mail.WorkerID, lease time.
 }
 
 // ReleaseSlots frees slots of the worker at once. It must hold no connection
-// for their sites any more.
+// for their sites any more. The slots remember their last home: whoever takes
+// them sees whose frames may be left on the bus.
 func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []int16) error {
-	const q = `UPDATE slots SET worker_id = NULL, lease_until = '-infinity' WHERE worker_id = $1 AND slot = ANY ($2)`
+	const q = `UPDATE slots SET lease_until = '-infinity' WHERE worker_id = $1 AND slot = ANY ($2)`
 	if _, err := s.plain.Exec(ctx, q, worker, slots); err != nil {
 		return fmt.Errorf("release slots: %w", err)
 	}
@@ -153,7 +154,7 @@ func (s *Store) EndWorker(ctx context.Context, worker mail.WorkerID) error {
 
 func endWorker(ctx context.Context, tx pgx.Tx, worker mail.WorkerID) (r Reclaimed, err error) {
 	const end = `UPDATE workers SET ended_at = now() WHERE worker_id = $1 AND ended_at IS NULL`
-	const free = `UPDATE slots SET worker_id = NULL, lease_until = '-infinity' WHERE worker_id = $1`
+	const free = `UPDATE slots SET lease_until = '-infinity' WHERE worker_id = $1`
 	if _, err := tx.Exec(ctx, end, worker); err != nil {
 		return r, err
 	}
