@@ -13,9 +13,12 @@
 //
 // No 250 before the commit (RFC 5321 §6.1). Without Postgres clients hear
 // 451 within the commit timeout; without the bus nothing changes for them, as
-// the scheduler rings for what was not rung for. Nobody outside the relay
-// networks can name a recipient. The content passes byte for byte, with our
-// Received field before it; content with a bare CR or LF does not pass.
+// the scheduler rings for what was not rung for. Nobody but
+// clients of the relay networks and those that authenticated can name a
+// recipient outside the relay domains, and who authenticated names only its
+// own addresses. The content passes byte for byte, with our Received field
+// before it (a submission also gets the Date and Message-ID that it lacks, and
+// loses Bcc); content with a bare CR or LF does not pass.
 //
 // # State
 //

@@ -1,11 +1,15 @@
 // Package smtpd is the SMTP server of ingress: sessions, their commands and
 // replies, and the way of content from the wire to a mail.Submission.
 //
-// server.go accepts connections and ends them; session.go is the command
-// loop and verbs.go its commands; data.go reads content, header.go looks at
-// its header section and writes our trace field; wire.go carries octets in
-// and replies out; memory.go bounds what all sessions hold together.
+// server.go accepts connections at its doors and ends them, crowd.go counts
+// whose they are. session.go finds out who has come and runs the command
+// loop: hello.go, verbs.go, tls.go, auth.go and xclient.go are its commands.
+// data.go and chunk.go read content, header.go looks at its header section,
+// trace.go writes our trace field and what a submission lacks; wire.go
+// carries octets in and replies out, in the clear or under TLS; memory.go
+// bounds what all sessions hold together.
 //
-// A session is one goroutine. What it may do follows from its state: before
-// EHLO, after it, in a transaction, in content.
+// A session is one goroutine. What it may do follows from its state (before
+// EHLO, after it, in a transaction, in content) and from the identity of its
+// client: that of its network, of its credential or of its certificate.
 package smtpd

@@ -25,7 +25,8 @@ import (
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.DiscardHandler)) // refusals are what most tests are about
-	goleak.VerifyTestMain(m)
+	// The caches of an access.Keeper end when they are garbage.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/maypok86/otter/v2.periodicCleanUp[...]"))
 }
 
 const hour = retry.Duration(time.Hour)
