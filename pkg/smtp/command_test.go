@@ -74,7 +74,7 @@ func TestParseMail(t *testing.T) {
 		{args: "FROM:<a@b.example> ENVID=a+2b", err: ErrParameter},
 		{args: "FROM:<a@b.example> ENVID=a+00", err: ErrParameter},
 		{args: "FROM:<a@b.example> ENVID=" + strings.Repeat("x", 101), err: ErrParameter},
-		{args: "FROM:<a@b.example> AUTH=<>", err: ErrUnknown},
+		{args: "FROM:<a@b.example> XVERP", err: ErrUnknown},
 		{args: "FROM:<a@b.example> NOTIFY=NEVER", err: ErrUnknown},
 	}
 	for _, tt := range tests {
