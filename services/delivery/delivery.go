@@ -91,7 +91,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			sites:       map[mail.Site]*site{},
 		}
 		w.claims = newBatcher(claimBatch, 0, w.claim)
-		w.loads = newBatcher(loadBatch, 0, w.dispatch)
+		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
 		w.settles = newBatcher(settleBatch, config.SettleLinger, w.settle)
 		w.aside = newBatcher(claimBatch, 0, w.putAside)
 		if err := w.live(ctx); err != nil {

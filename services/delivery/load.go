@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
@@ -15,6 +16,9 @@ const (
 	// loadBatch bounds the messages of one dispatch: their contents are in
 	// memory at once.
 	loadBatch = 64
+	// loadLinger is how long a dispatch waits for others. Mail that finds a
+	// free connection has been dispatched with its claim and waits for nobody.
+	loadLinger = time.Millisecond
 	// streamBytes is what a message that is streamed is reckoned to hold in
 	// memory: a chunk on its way in and one on its way out.
 	streamBytes = 2 * store.ChunkBytes

@@ -22,9 +22,11 @@ type postrider struct {
 }
 
 // shaping opens what Postfix's configuration opens: 20 connections to a
-// destination, used again without end, and no rates.
+// destination, used again without end, 20,000 messages in the active queue,
+// and no rates.
 const shaping = `["default"]
 connection_limit = 20
+max_ready = 20000
 max_deliveries_per_connection = 100000
 max_connection_rate = "unlimited"
 max_message_rate = "unlimited"
@@ -46,6 +48,7 @@ func (p *postrider) start(ctx context.Context, dir string, w workload) error {
 			"OTEL_EXPORTER_OTLP_ENDPOINT": p.collector.URL,
 			"OTEL_TRACES_SAMPLER":         "parentbased_traceidratio",
 			"OTEL_TRACES_SAMPLER_ARG":     "0.01", // DESIGN.md §7
+			"GOMAXPROCS":                  "1",    // of each process: many share few cores (docs/configuration.md)
 		},
 	})
 	if err != nil {

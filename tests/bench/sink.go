@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -89,6 +90,10 @@ func startSinks(ctx context.Context, dir string, n int) ([]*sink, error) {
 			args = append(args, "-u", "nobody") // it refuses to run as root
 		}
 		addr := net.JoinHostPort(sinkAddress(i), strconv.Itoa(sinkPort))
+		// smtp-sink shares its port with any other, and then each gets a part.
+		if c, err := net.Dial("tcp", addr); err == nil {
+			return sinks, errors.Join(fmt.Errorf("another sink listens on %s already", addr), c.Close())
+		}
 		p, err := proc.Start(proc.Spec{
 			Name: fmt.Sprintf("sink%d", i), Path: "/usr/sbin/smtp-sink", LogDir: dir, Stdout: s.counter,
 			Args: append(args, "inet:"+addr, "256"),
