@@ -135,7 +135,7 @@ func encode(body []byte, allowEightBit bool) (encoding string, encoded []byte) {
 	}
 	var b bytes.Buffer
 	q := quotedprintable.NewWriter(&b)
-	q.Write(body) // neither fails: a bytes.Buffer takes everything
+	q.Write(body) //nolint:errcheck // neither fails: a bytes.Buffer takes everything
 	q.Close()
 	return "quoted-printable", b.Bytes()
 }
