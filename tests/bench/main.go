@@ -37,14 +37,13 @@ type options struct {
 	keep               string
 }
 
-func bench(ctx context.Context, o options) error {
+func bench(ctx context.Context, o options) (err error) {
 	dir := o.keep
 	if dir == "" {
-		var err error
 		if dir, err = os.MkdirTemp("", "postrider-bench-"); err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

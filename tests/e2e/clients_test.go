@@ -92,8 +92,11 @@ func TestSMTPSink(t *testing.T) {
 	waitState(t, w, id, "relayed")
 	w.Eventually(t, deadline, "the dump", func(context.Context) error {
 		files, err := filepath.Glob(dump + ".*")
-		if err != nil || len(files) != 1 {
-			return fmt.Errorf("%d dumps (%v)\n%s", len(files), err, sink.Log(1<<12))
+		if err != nil {
+			return err
+		}
+		if len(files) != 1 {
+			return fmt.Errorf("%d dumps\n%s", len(files), sink.Log(1<<12))
 		}
 		text, err := os.ReadFile(files[0])
 		if err != nil {

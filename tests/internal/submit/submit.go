@@ -112,28 +112,28 @@ func Send(ctx context.Context, addr string, m Message) (string, error) {
 		return "", err
 	}
 	defer s.Close()
-	if _, err := s.expect(250, "EHLO client.example"); err != nil {
+	if err := s.expect(250, "EHLO client.example"); err != nil {
 		return "", err
 	}
 	id, err := s.Submit(m)
 	if err != nil {
 		return "", err
 	}
-	_, err = s.expect(221, "QUIT")
+	err = s.expect(221, "QUIT")
 	return id, err
 }
 
 // Submit submits one message in the session and returns its queue id.
 func (s *Session) Submit(m Message) (string, error) {
-	if _, err := s.expect(250, "%s", strings.TrimSpace("MAIL FROM:<"+m.From+"> "+m.Params)); err != nil {
+	if err := s.expect(250, "%s", strings.TrimSpace("MAIL FROM:<"+m.From+"> "+m.Params)); err != nil {
 		return "", err
 	}
 	for _, to := range m.To {
-		if _, err := s.expect(250, "RCPT TO:<%s>", to); err != nil {
+		if err := s.expect(250, "RCPT TO:<%s>", to); err != nil {
 			return "", err
 		}
 	}
-	if _, err := s.expect(354, "DATA"); err != nil {
+	if err := s.expect(354, "DATA"); err != nil {
 		return "", err
 	}
 	reply, err := s.Raw(Wire(m.Content))
@@ -147,12 +147,12 @@ func (s *Session) Submit(m Message) (string, error) {
 	return id, nil
 }
 
-func (s *Session) expect(code int, format string, args ...any) (Reply, error) {
+func (s *Session) expect(code int, format string, args ...any) error {
 	reply, err := s.Command(format, args...)
 	if err == nil && reply.Code != code {
 		err = fmt.Errorf("%s: %s", fmt.Sprintf(format, args...), reply)
 	}
-	return reply, err
+	return err
 }
 
 // Wire returns the content as it is sent after 354: RFC 5321 §4.5.2.
