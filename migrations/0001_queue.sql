@@ -30,6 +30,8 @@ CREATE TABLE postrider.messages (
     PRIMARY KEY (queue_id)
 ) PARTITION BY RANGE (queue_id);
 
+CREATE INDEX messages_report_of ON postrider.messages (report_of) WHERE report_of IS NOT NULL;
+
 COMMENT ON TABLE postrider.messages IS 'One row per accepted message: facts that never change.';
 
 -- The content in chunks. lz4 always: the default pglz costs seven times as
