@@ -109,7 +109,9 @@ func migrateCommand() *cobra.Command {
 			return printMigrations(c.Context(), c.OutOrStdout(), url)
 		},
 	}
-	return group(&cobra.Command{Use: "migrate", Short: "Bring the schema up to date, or show where it stands"}, up, status)
+	c := group(&cobra.Command{Use: "migrate", Short: "Bring the schema up to date, as migrate up does, or show where it stands"}, up, status)
+	c.RunE = up.RunE
+	return c
 }
 
 func printMigrations(ctx context.Context, w io.Writer, url string) error {

@@ -118,7 +118,7 @@ func New(ctx context.Context, o Options) (*World, error) {
 	if err := w.environment(o); err != nil {
 		return w, err
 	}
-	if err := w.Command(ctx, "migrate", "up"); err != nil {
+	if err := w.Command(ctx, "migrate"); err != nil {
 		return w, err
 	}
 	for _, name := range Services {
