@@ -85,11 +85,14 @@ func collectQueued(rows pgx.Rows) (queued []mail.QueuedMessage, looked int, err 
 	return queued, looked, err
 }
 
+// A rung row is armed for seconds, or for minutes after a long backlog; the
+// bound keeps the statement from reading all that waits for a retry.
 const unringRows = `WITH out AS (
     SELECT r.queue_id, r.recipient_no
     FROM recipients r
-    WHERE r.next_attempt_at > now() AND r.rung
+    WHERE r.next_attempt_at > now() AND r.next_attempt_at <= now() + interval '10 minutes' AND r.rung
       AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
+    ORDER BY r.next_attempt_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED)
 UPDATE recipients r
@@ -111,7 +114,7 @@ func (s *Store) Unring(ctx context.Context, limit int) (int, error) {
 const takeLost = `WITH due AS (
     SELECT r.queue_id, r.recipient_no
     FROM recipients r
-    WHERE r.next_attempt_at <= now() + interval '1 hour'
+    WHERE r.next_attempt_at <= now() + interval '1 minute'
       AND (r.next_attempt_at <= now() OR r.rung)
       AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
       AND r.expires_at > now()
