@@ -249,9 +249,10 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
--- retire_contents drops the hours of contents that end at or before the
--- given moment; contents that are still needed move to contents_kept.
--- Returns the number of partitions dropped.
+-- retire_contents drops the oldest hour of contents that ended at or before
+-- the given moment; contents that are still needed move to contents_kept.
+-- Returns the number of partitions dropped, 0 or 1: each hour is a transaction
+-- of its own.
 CREATE FUNCTION postrider.retire_contents(before timestamptz) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = postrider, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
@@ -266,8 +267,10 @@ BEGIN
         WHERE i.inhparent = 'postrider.contents'::regclass
           AND c.relname <= 'contents_' || to_char(before AT TIME ZONE 'UTC' - interval '1 hour', 'YYYYMMDDHH24')
         ORDER BY c.relname
+        LIMIT 1
     LOOP
-        EXECUTE format('LOCK TABLE postrider.%I IN ACCESS EXCLUSIVE MODE', leaf);
+        -- Readers go on while the contents move; a late writer waits.
+        EXECUTE format('LOCK TABLE postrider.%I IN SHARE MODE', leaf);
         EXECUTE format('INSERT INTO postrider.contents_kept SELECT c.* FROM postrider.%I c WHERE EXISTS (
             SELECT FROM postrider.recipients r
             WHERE r.queue_id = c.queue_id AND (r.next_attempt_at IS NOT NULL OR NOT r.final_reported))', leaf);

@@ -136,14 +136,25 @@ func (s *Store) acceptWithKeys(ctx context.Context, group []*mail.Submission) er
 // copyInOneWrite sends prepared COPYs and reads all replies. On an error of
 // the server the rest of the statements is skipped by the protocol, and the
 // transaction is rolled back.
+//
+// A pooled connection may have died since it was used last. As long as no
+// byte has left it is safe to take another.
 func (s *Store) copyInOneWrite(ctx context.Context, c *copyMessage) error {
-	conn, err := s.durable.Acquire(ctx)
-	if err != nil {
-		return err
+	for {
+		conn, err := s.durable.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		err = copyOn(ctx, conn.Conn().PgConn(), c)
+		conn.Release()
+		if !errors.Is(err, errNotSent) || ctx.Err() != nil {
+			return err
+		}
 	}
-	defer conn.Release()
-	return copyOn(ctx, conn.Conn().PgConn(), c)
 }
+
+// errNotSent says that a connection was dead before anything was sent.
+var errNotSent = errors.New("nothing was sent")
 
 // copyOn talks to Postgres below pgx. A broken connection is closed, so that
 // its pool drops it.
@@ -160,7 +171,10 @@ func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
 	}
 	stop := context.AfterFunc(ctx, func() { pg.Conn().SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection fails below
 	defer stop()
-	if _, err := pg.Conn().Write(c.buf); err != nil {
+	if n, err := pg.Conn().Write(c.buf); err != nil {
+		if n == 0 {
+			err = fmt.Errorf("%w: %w", errNotSent, err)
+		}
 		return broken(err)
 	}
 	var failure error
@@ -305,6 +319,10 @@ func appendContent(c *copyMessage, sub *mail.Submission) {
 // content rolls everything back and is returned. Of a submission with an
 // idempotency key the error may be as of Accept.
 func (s *Store) AcceptStream(ctx context.Context, sub *mail.Submission, content io.Reader) error {
+	// The content can be read once, so a missing partition is made before.
+	if err := s.EnsurePartitions(ctx, sub.ID.Time(), sub.ID.Time()); err != nil {
+		return fmt.Errorf("accept %s: %w", sub.ID, err)
+	}
 	err := inTx(ctx, s.durable, func(tx pgx.Tx) error {
 		var err error
 		if sub.SizeBytes, err = insertChunks(ctx, tx, sub.ID, content); err != nil {

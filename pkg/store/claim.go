@@ -185,12 +185,15 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st sta
 		sql, args := st(b.leaf, b.items)
 		batch.Queue(sql, args...).Query(collectFences(won))
 	}
+	lone := batch.Len() == 1
 	more(batch)
+	lone = lone && batch.Len() == 1
 	err := s.relaxed.SendBatch(ctx, batch).Close()
 	if hasCode(err, undefinedTable) {
 		// The partition was dropped, which happens only when all of its
 		// recipients are final: nothing of these rows is left to win.
-		if len(reqs) == 1 {
+		// Or it was that of their contents, which are then read elsewhere.
+		if len(reqs) == 1 && lone {
 			return won, nil
 		}
 		return s.fencedEach(ctx, reqs, st)

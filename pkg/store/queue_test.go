@@ -226,7 +226,7 @@ func TestExpireInEveryPlace(t *testing.T) {
 		t.Errorf("accounting %+v", a)
 	}
 	_ = waiting
-	f.exec(t, `UPDATE recipients SET expires_at = now() - interval '1 hour', next_attempt_at = now() - interval '1 hour', worker_id = $1, dispatched = true WHERE queue_id = $2`, w, fresh.ID)
+	f.exec(t, `UPDATE recipients SET expires_at = now() - interval '3 hours', next_attempt_at = now() - interval '3 hours', worker_id = $1, dispatched = true WHERE queue_id = $2`, w, fresh.ID)
 	if n, _, err := f.Expire(t.Context(), 100); err != nil || n != 1 {
 		t.Errorf("a transaction without end did not expire: %d, %v", n, err)
 	}
@@ -435,5 +435,24 @@ func TestRepeatedHintsInOneBatch(t *testing.T) {
 	parked := []*mail.DeliveryRequest{request(other, r), request(other, r)}
 	if err := f.Park(t.Context(), 0, parked); err != nil || len(parked[0].Recipients)+len(parked[1].Recipients) != 1 {
 		t.Errorf("parked %+v, %v", parked, err)
+	}
+}
+
+func TestReclaimOfAClaimThatCommittedLate(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	w := f.worker(t)
+	if err := f.EndWorker(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	if late := f.claim(t, w, sub); len(late.Recipients) != 1 {
+		t.Fatal("the claim of the ended worker did not commit")
+	}
+	if r, err := f.Reclaim(t.Context(), 0); err != nil || r.Recipients != 1 {
+		t.Errorf("reclaimed %+v, %v; want the recipient", r, err)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
+		t.Errorf("rung %d, want 1", n)
 	}
 }

@@ -82,7 +82,7 @@ LEFT JOIN LATERAL (
     WHERE a.queue_id = $1 AND c.recipient_no = ANY (a.recipient_nos) AND (a.reply_code > 0 OR a.action <> 'expired')
     ORDER BY a.started_at DESC LIMIT 1) last ON true
 WHERE c.queue_id = $1
-  AND CASE WHEN c.next_attempt_at IS NULL THEN NOT c.final_reported ELSE $2 AND c.tries > 0 AND NOT c.delay_reported END
+  AND CASE WHEN c.next_attempt_at IS NULL THEN NOT c.final_reported ELSE $2 AND NOT c.delay_reported END
 ORDER BY c.recipient_no
 FOR UPDATE OF c`
 

@@ -22,10 +22,16 @@ func (s *Store) EnsurePartitions(ctx context.Context, from, to time.Time) error 
 // before must be at least an hour ago (hotContents), which it enforces.
 func (s *Store) RetireContents(ctx context.Context, before time.Time) (dropped int, err error) {
 	const q = `SELECT retire_contents(least($1, now() - interval '1 hour'))`
-	if err := s.plain.QueryRow(ctx, q, before).Scan(&dropped); err != nil {
-		return 0, fmt.Errorf("retire contents: %w", err)
+	for {
+		var n int
+		if err := s.plain.QueryRow(ctx, q, before).Scan(&n); err != nil {
+			return dropped, fmt.Errorf("retire contents: %w", err)
+		}
+		if n == 0 {
+			return dropped, nil
+		}
+		dropped += n
 	}
-	return dropped, nil
 }
 
 // RetireHistory drops the days of the queue and its history that ended before

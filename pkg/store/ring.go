@@ -154,7 +154,7 @@ const expireRows = `WITH due AS (
     SELECT r.queue_id, r.recipient_no
     FROM recipients r
     WHERE r.next_attempt_at <= now() AND r.expires_at <= now()
-      AND (NOT r.dispatched OR r.expires_at <= now() - interval '20 minutes')
+      AND (NOT r.dispatched OR r.expires_at <= now() - interval '2 hours')
     ORDER BY r.next_attempt_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED),

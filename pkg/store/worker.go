@@ -174,9 +174,11 @@ type Reclaimed struct {
 
 // A worker is dead when its lease has ended. Right after a start of Postgres
 // every lease may have ended because nobody could renew: the workers get
-// one lease of time to come back.
+// one lease of time to come back. A claim that was under way when its worker
+// ended is seen when it has committed: the worker ends once more.
 const deadWorkers = `SELECT w.worker_id FROM workers w
-WHERE w.ended_at IS NULL AND w.lease_until <= now()
+WHERE (w.ended_at IS NULL AND w.lease_until <= now()
+       OR w.ended_at > now() - interval '1 day' AND EXISTS (SELECT FROM recipients r WHERE r.worker_id = w.worker_id))
   AND pg_postmaster_start_time() < now() - $1::interval
 ORDER BY w.worker_id
 FOR UPDATE SKIP LOCKED`

@@ -33,6 +33,10 @@ const (
 	firstStorePause = 50 * time.Millisecond
 	maxStorePause   = time.Second
 	endWithin       = 3 * time.Second
+
+	// storeWithin bounds one try of a step in Postgres: a connection that a
+	// failover left dead must not hold up what a new one could do.
+	storeWithin = 10 * time.Second
 )
 
 // worker is one life of a delivery process: from its registration to the end
@@ -223,7 +227,9 @@ func (w *worker) saveSites(ctx context.Context) {
 // up: Postgres may restart at any time.
 func (w *worker) persist(step string, do func(context.Context) error) error {
 	for pause := firstStorePause; ; pause = min(2*pause, maxStorePause) {
-		err := do(w.keep)
+		ctx, cancel := context.WithTimeout(w.keep, storeWithin)
+		err := do(ctx)
+		cancel()
 		if err == nil || w.keep.Err() != nil {
 			return err
 		}

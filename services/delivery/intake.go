@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -106,16 +107,15 @@ func (w *worker) claim(claims []*claim) {
 		}
 	}
 	var contents []store.Content
+	var unknown []*mail.DeliveryRequest // of a try that may have been committed all the same
 	err := w.persist("claim", func(ctx context.Context) (err error) {
 		contents, err = w.store.ClaimAndDispatch(ctx, w.id, all, now)
-		if err != nil && ctx.Err() == nil {
-			// The commit may have happened all the same. Then the rows are
-			// claimed under the next fence, and nobody here knows: they are
-			// given back, to be rung at once.
-			return errors.Join(err, w.store.GiveBack(ctx, w.id, underNextFence(all)))
+		if err != nil && !didNothing(err) && unknown == nil {
+			unknown = underNextFence(all)
 		}
 		return err
 	})
+	w.giveBackUnknown(unknown, all)
 	i := 0
 	for _, c := range claims {
 		for _, a := range c.admitted {
@@ -133,6 +133,31 @@ func (w *worker) claim(claims []*claim) {
 			i++
 		}
 		c.done <- err
+	}
+}
+
+// giveBackUnknown gives back what a try of a claim may have won without our
+// hearing of it: the recipients that are not in the hands of a request now.
+// The try that succeeded has waited for it.
+func (w *worker) giveBackUnknown(unknown, claimed []*mail.DeliveryRequest) {
+	if unknown == nil {
+		return
+	}
+	type key struct {
+		id mail.QueueID
+		no int32
+	}
+	ours := map[key]bool{}
+	for _, r := range claimed {
+		for _, p := range r.Recipients {
+			ours[key{r.Message.ID, p.No}] = true
+		}
+	}
+	for _, r := range unknown {
+		r.Recipients = slices.DeleteFunc(r.Recipients, func(p mail.Pending) bool { return ours[key{r.Message.ID, p.No}] })
+	}
+	if err := w.persist("give back", func(ctx context.Context) error { return w.store.GiveBack(ctx, w.id, unknown) }); err != nil {
+		slog.Warn("claims not given back: they are taken back when the lease ends", "worker_id", w.id, "error", err)
 	}
 }
 

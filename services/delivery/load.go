@@ -105,7 +105,9 @@ func (w *worker) dispatch(batch []*load) {
 	for i, l := range batch {
 		requests[i] = l.request
 	}
-	contents, err := w.store.Dispatch(w.keep, w.id, requests)
+	ctx, cancel := context.WithTimeout(w.keep, storeWithin)
+	contents, err := w.store.Dispatch(ctx, w.id, requests)
+	cancel()
 	if err != nil && w.keep.Err() == nil {
 		slog.Warn("dispatch failed", "worker_id", w.id, "requests", len(batch), "error", err)
 	}

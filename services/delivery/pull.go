@@ -69,7 +69,9 @@ func (w *worker) runPuller(ctx context.Context) error {
 
 func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
 	// A pull that has begun is finished: half of one is not known to anybody.
-	requests, err := w.store.Pull(w.keep, w.id, o.site.name, o.n)
+	within, cancel := context.WithTimeout(w.keep, storeWithin)
+	requests, err := w.store.Pull(within, w.id, o.site.name, o.n)
+	cancel()
 	var jobs []*job
 	recipients := 0
 	for _, r := range requests {

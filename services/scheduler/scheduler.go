@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -185,21 +186,12 @@ func (s *scheduler) partitions(ctx context.Context) error {
 	if err := s.db.EnsurePartitions(ctx, now.Add(-time.Hour), now.Add(ahead)); err != nil {
 		return err
 	}
-	hours, err := s.db.RetireContents(ctx, now)
-	if err != nil {
-		return err
-	}
-	days, err := s.db.RetireHistory(ctx, now.Add(-time.Duration(s.cfg.HistoryRetention)))
-	if err != nil {
-		return err
-	}
-	if err := s.retireKeys(ctx); err != nil {
-		return err
-	}
+	hours, errContents := s.db.RetireContents(ctx, now)
+	days, errHistory := s.db.RetireHistory(ctx, now.Add(-time.Duration(s.cfg.HistoryRetention)))
 	if hours+days > 0 {
 		slog.Info("partitions dropped", "hours_of_contents", hours, "days_of_history", days)
 	}
-	return nil
+	return errors.Join(errContents, errHistory, s.retireKeys(ctx))
 }
 
 // retireKeys removes the idempotency keys whose time is over.
