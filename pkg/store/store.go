@@ -63,6 +63,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		"enable_seqscan":   "off",
 		"enable_hashjoin":  "off",
 		"enable_mergejoin": "off",
+		"jit":              "off",
 		// One look-up by key for each row of a batch, and nothing cleverer.
 		"enable_bitmapscan": "off",
 		"enable_material":   "off",

@@ -95,7 +95,7 @@ type place int
 const (
 	none      place = iota // to Postgres: it is parked
 	queued                 // into the ready queue
-	connected              // to a connection that is free for it now
+	connected              // to a connection that is free for it, now or after its transaction in hand
 )
 
 // admit reserves room for the jobs of a request that is about to be claimed.
@@ -118,7 +118,7 @@ func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, 
 		return none, nil
 	}
 	p = queued
-	if s.ready.len()+s.coming < len(s.idle) {
+	if s.ready.len()+s.coming < len(s.sessions) {
 		if at, ok := s.messages.Next(now); ok && !at.After(now) {
 			p = connected
 		}
