@@ -98,7 +98,7 @@ func (s *Store) Claim(ctx context.Context, worker mail.WorkerID, reqs []*mail.De
 }
 
 // ClaimAndDispatch is Claim, and for those requests of which now is true also
-// Dispatch, in one round trip: for a request that finds a free connection.
+// Dispatch, in one round trip: for a request that a connection takes next.
 // contents[i] belongs to reqs[i]; it is zero if now[i] is false or the content
 // is large or cannot be read, and then Dispatch says more.
 func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest, now []bool) ([]Content, error) {
@@ -185,15 +185,13 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st sta
 		sql, args := st(b.leaf, b.items)
 		batch.Queue(sql, args...).Query(collectFences(won))
 	}
-	lone := batch.Len() == 1
 	more(batch)
-	lone = lone && batch.Len() == 1
 	err := s.relaxed.SendBatch(ctx, batch).Close()
 	if hasCode(err, undefinedTable) {
-		// The partition was dropped, which happens only when all of its
-		// recipients are final: nothing of these rows is left to win.
-		// Or it was that of their contents, which are then read elsewhere.
-		if len(reqs) == 1 && lone {
+		// A partition was dropped. If it is that of the recipients all of them
+		// are final, and nothing is left to win. It may be that of another
+		// request, or of contents: then each request is tried alone, without.
+		if len(reqs) == 1 && batch.Len() == 1 {
 			return won, nil
 		}
 		return s.fencedEach(ctx, reqs, st)
@@ -201,8 +199,8 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st sta
 	return won, err
 }
 
-// fencedEach runs the requests one by one, so that a dropped partition costs
-// only the requests that name it.
+// fencedEach runs the requests one by one and reads no contents, so that a
+// dropped partition costs only the requests that name it.
 func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st statement) (map[fence]bool, error) {
 	all := map[fence]bool{}
 	for i := range reqs {

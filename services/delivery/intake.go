@@ -30,7 +30,7 @@ type admitted struct {
 	site           *site
 	request        *mail.DeliveryRequest
 	perTransaction int   // recipients
-	load           *load // not nil if a connection is free for it: its content comes with the claim
+	load           *load // not nil if a connection takes it next: its content comes with the claim
 }
 
 // receive takes the requests of a frame: those of our slots are claimed, or
@@ -95,7 +95,7 @@ func (w *worker) giveUp(c *claim) {
 	}
 }
 
-// claim claims what several frames have brought. What finds a free connection
+// claim claims what several frames have brought. What a connection takes next
 // is dispatched in the same step.
 func (w *worker) claim(claims []*claim) {
 	var all []*mail.DeliveryRequest
