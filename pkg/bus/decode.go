@@ -109,13 +109,24 @@ func decodeMessage(m *pb.Message) (mail.Message, error) {
 			SMTPUTF8:    e.GetSmtputf8(),
 			Ret:         mail.Ret(e.GetRet()),
 			EnvID:       e.GetEnvId(),
+			RequireTLS:  e.GetRequireTls(),
+			DeliverBy:   decodeDeliverBy(e.GetDeliverBy()),
 		},
 		Tenant:      m.GetTenant(),
+		Campaign:    m.GetCampaign(),
+		TLSOptional: m.GetTlsOptional(),
 		Priority:    priority,
 		SizeBytes:   m.GetSizeBytes(),
 		AcceptedAt:  moment(m.GetAcceptedAtUs()),
 		Traceparent: m.GetTraceparent(),
 	}, err
+}
+
+func decodeDeliverBy(by *pb.DeliverBy) mail.DeliverBy {
+	if by == nil {
+		return mail.DeliverBy{}
+	}
+	return mail.DeliverBy{At: moment(by.GetAtUs()), Return: by.GetReturn(), Trace: by.GetTrace()}
 }
 
 func decodeRecipients(in []*pb.Recipient) ([]mail.Pending, error) {

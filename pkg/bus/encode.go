@@ -179,6 +179,8 @@ func (f *framer) encodeMessage(m *mail.Message) *pb.Message {
 	}
 	f.message.QueueId = m.ID[:]
 	f.message.Tenant = m.Tenant
+	f.message.Campaign = m.Campaign
+	f.message.TlsOptional = m.TLSOptional
 	f.message.Priority = int32(m.Priority)
 	f.message.SizeBytes = m.SizeBytes
 	f.message.AcceptedAtUs = microseconds(m.AcceptedAt)
@@ -189,7 +191,16 @@ func (f *framer) encodeMessage(m *mail.Message) *pb.Message {
 	e.Smtputf8 = m.Envelope.SMTPUTF8
 	e.Ret = string(m.Envelope.Ret)
 	e.EnvId = m.Envelope.EnvID
+	e.RequireTls = m.Envelope.RequireTLS
+	e.DeliverBy = encodeDeliverBy(m.Envelope.DeliverBy)
 	return &f.message
+}
+
+func encodeDeliverBy(by mail.DeliverBy) *pb.DeliverBy {
+	if by.At.IsZero() {
+		return nil
+	}
+	return &pb.DeliverBy{AtUs: microseconds(by.At), Return: by.Return, Trace: by.Trace}
 }
 
 func (f *framer) encodeRecipients(pending []mail.Pending) []*pb.Recipient {

@@ -41,13 +41,25 @@ func drawMessage(t *rapid.T) mail.Message {
 			SMTPUTF8:    rapid.Bool().Draw(t, "smtputf8"),
 			Ret:         mail.Ret(drawText(t, "ret")),
 			EnvID:       drawText(t, "envid"),
+			RequireTLS:  rapid.Bool().Draw(t, "requiretls"),
+			DeliverBy:   drawDeliverBy(t),
 		},
+		Campaign:    drawText(t, "campaign"),
+		TLSOptional: rapid.Bool().Draw(t, "tls optional"),
 		Tenant:      drawText(t, "tenant"),
 		Priority:    rapid.Int16().Draw(t, "priority"),
 		SizeBytes:   rapid.Int64().Draw(t, "size"),
 		AcceptedAt:  drawTime(t, "accepted"),
 		Traceparent: drawText(t, "traceparent"),
 	}
+}
+
+func drawDeliverBy(t *rapid.T) mail.DeliverBy {
+	at := drawTime(t, "by")
+	if at.IsZero() {
+		return mail.DeliverBy{}
+	}
+	return mail.DeliverBy{At: at, Return: rapid.Bool().Draw(t, "by return"), Trace: rapid.Bool().Draw(t, "by trace")}
 }
 
 func drawPending(t *rapid.T) mail.Pending {
@@ -177,8 +189,9 @@ func fullMessage() mail.Message {
 		ID: mail.NewQueueID(),
 		Envelope: mail.Envelope{
 			ReversePath: "a@example.com", Body: mail.Body8BitMIME, SMTPUTF8: true, Ret: mail.RetHdrs, EnvID: "env",
+			RequireTLS: true, DeliverBy: mail.DeliverBy{At: time.UnixMicro(1700000000000004).UTC(), Return: true, Trace: true},
 		},
-		Tenant: "t", Priority: -3, SizeBytes: 4096, AcceptedAt: time.UnixMicro(1700000000000001).UTC(),
+		Tenant: "t", Campaign: "c", TLSOptional: true, Priority: -3, SizeBytes: 4096, AcceptedAt: time.UnixMicro(1700000000000001).UTC(),
 		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}
 }

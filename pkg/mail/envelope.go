@@ -73,6 +73,16 @@ type Envelope struct {
 	SMTPUTF8    bool   // the message needs RFC 6531 at the next hop
 	Ret         Ret    // RFC 3461 §4.3
 	EnvID       string // RFC 3461 §4.4, xtext decoded
+	RequireTLS  bool   // RFC 8689 §2: relayed over verified TLS only, to hosts that promise the same
+	DeliverBy   DeliverBy
+}
+
+// DeliverBy is what RFC 2852 §4 lets a client ask of time. The zero value
+// asks nothing.
+type DeliverBy struct {
+	At     time.Time // zero: not given
+	Return bool      // mode R: what has not left by then comes back; else mode N: its sender is told of the delay
+	Trace  bool      // the sender is told of each relay to a host that knows the extension
 }
 
 // Message is an accepted message without its content and recipients: facts
@@ -81,8 +91,10 @@ type Message struct {
 	ID          QueueID
 	Envelope    Envelope
 	Tenant      string
-	Priority    int16 // higher goes first; 0 is ordinary
-	SizeBytes   int64 // of the content as stored, with our Received field
+	Campaign    string // of the tenant; "" is none. Campaigns of a tenant take turns
+	TLSOptional bool   // RFC 8689 §3: the field "TLS-Required: No" puts delivery above the TLS policy of the domain
+	Priority    int16  // higher goes first; 0 is ordinary
+	SizeBytes   int64  // of the content as stored, with our Received field
 	AcceptedAt  time.Time
 	Traceparent string // W3C trace context of span ingress.accept
 }

@@ -244,10 +244,11 @@ func appendAccept(c *copyMessage, group []*mail.Submission, before, after string
 }
 
 const copyMessages = `COPY messages_%s (queue_id, accepted_at, recipient_count, size_bytes, priority, smtputf8, report_of,
-reverse_path, tenant, body_type, ret, envid, traceparent, message_id, client_address, client_hello, protocol) FROM STDIN BINARY; `
+reverse_path, tenant, body_type, ret, envid, traceparent, message_id, client_address, client_hello, protocol,
+campaign, require_tls, tls_optional, deliver_by, deliver_by_mode) FROM STDIN BINARY; `
 
 func appendMessage(c *copyMessage, sub *mail.Submission) {
-	c.row(17)
+	c.row(22)
 	c.uuid(sub.ID)
 	c.time(sub.AcceptedAt)
 	c.int4(int32(len(sub.Recipients)))
@@ -273,6 +274,28 @@ func appendMessage(c *copyMessage, sub *mail.Submission) {
 	}
 	c.text(sub.Client.Hello)
 	c.text(sub.Client.Protocol)
+	c.text(sub.Campaign)
+	c.bool(sub.Envelope.RequireTLS)
+	c.bool(sub.TLSOptional)
+	if by := sub.Envelope.DeliverBy; by.At.IsZero() {
+		c.null()
+		c.text("")
+	} else {
+		c.time(by.At)
+		c.text(deliverByMode(by))
+	}
+}
+
+// deliverByMode is the mode as RFC 2852 §4 writes it.
+func deliverByMode(by mail.DeliverBy) string {
+	mode := "N"
+	if by.Return {
+		mode = "R"
+	}
+	if by.Trace {
+		mode += "T"
+	}
+	return mode
 }
 
 // Recipients are inserted armed: if the hint is never published, the

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -191,7 +193,8 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, 
 // of pendingFields; messageColumns those of a mail.Message of table m.
 const (
 	pendingColumns = `c.recipient_no, c.forward_path, c.domain, c.notify, c.orcpt, c.expires_at, c.attempt, c.tries`
-	messageColumns = `m.queue_id, m.reverse_path, m.body_type, m.smtputf8, m.ret, m.envid, m.tenant, m.priority, m.size_bytes, m.accepted_at, m.traceparent`
+	messageColumns = `m.queue_id, m.reverse_path, m.body_type, m.smtputf8, m.ret, m.envid, m.tenant, m.priority, m.size_bytes, m.accepted_at, m.traceparent,
+		m.campaign, m.require_tls, m.tls_optional, m.deliver_by, m.deliver_by_mode`
 )
 
 func pendingFields(p *mail.Pending) []any {
@@ -200,5 +203,26 @@ func pendingFields(p *mail.Pending) []any {
 
 func messageFields(m *mail.Message) []any {
 	return []any{&m.ID, &m.Envelope.ReversePath, &m.Envelope.Body, &m.Envelope.SMTPUTF8, &m.Envelope.Ret, &m.Envelope.EnvID,
-		&m.Tenant, &m.Priority, &m.SizeBytes, &m.AcceptedAt, &m.Traceparent}
+		&m.Tenant, &m.Priority, &m.SizeBytes, &m.AcceptedAt, &m.Traceparent,
+		&m.Campaign, &m.Envelope.RequireTLS, &m.TLSOptional, deliverByTime{&m.Envelope.DeliverBy}, deliverByWords{&m.Envelope.DeliverBy}}
+}
+
+// deliverByTime scans the column deliver_by, which is null if BY was not
+// given.
+type deliverByTime struct{ by *mail.DeliverBy }
+
+// ScanTimestamptz implements pgtype.TimestamptzScanner.
+func (d deliverByTime) ScanTimestamptz(v pgtype.Timestamptz) error {
+	d.by.At = v.Time // zero if null
+	return nil
+}
+
+// deliverByWords scans the column deliver_by_mode.
+type deliverByWords struct{ by *mail.DeliverBy }
+
+// ScanText implements pgtype.TextScanner.
+func (d deliverByWords) ScanText(v pgtype.Text) error {
+	d.by.Return = strings.HasPrefix(v.String, "R")
+	d.by.Trace = strings.HasSuffix(v.String, "T")
+	return nil
 }

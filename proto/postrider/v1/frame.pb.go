@@ -187,6 +187,8 @@ type Message struct {
 	SizeBytes     int64                  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes" json:"size_bytes,omitempty"`
 	AcceptedAtUs  int64                  `protobuf:"varint,6,opt,name=accepted_at_us,json=acceptedAtUs" json:"accepted_at_us,omitempty"` // microseconds since 1970-01-01T00:00:00Z; 0 is "not given" in all such fields
 	Traceparent   string                 `protobuf:"bytes,7,opt,name=traceparent" json:"traceparent,omitempty"`                          // W3C trace context of span ingress.accept
+	Campaign      string                 `protobuf:"bytes,8,opt,name=campaign" json:"campaign,omitempty"`
+	TlsOptional   bool                   `protobuf:"varint,9,opt,name=tls_optional,json=tlsOptional" json:"tls_optional,omitempty"` // TLS-Required: No, RFC 8689 section 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,14 +272,30 @@ func (x *Message) GetTraceparent() string {
 	return ""
 }
 
+func (x *Message) GetCampaign() string {
+	if x != nil {
+		return x.Campaign
+	}
+	return ""
+}
+
+func (x *Message) GetTlsOptional() bool {
+	if x != nil {
+		return x.TlsOptional
+	}
+	return false
+}
+
 // Envelope is RFC 5321 section 2.3.1 with the parameters of MAIL.
 type Envelope struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ReversePath   string                 `protobuf:"bytes,1,opt,name=reverse_path,json=reversePath" json:"reverse_path,omitempty"` // without angle brackets; empty is the null reverse-path
 	Body          string                 `protobuf:"bytes,2,opt,name=body" json:"body,omitempty"`                                  // BODY: 7BIT, 8BITMIME, BINARYMIME or empty
 	Smtputf8      bool                   `protobuf:"varint,3,opt,name=smtputf8" json:"smtputf8,omitempty"`
-	Ret           string                 `protobuf:"bytes,4,opt,name=ret" json:"ret,omitempty"`                  // RET: FULL, HDRS or empty
-	EnvId         string                 `protobuf:"bytes,5,opt,name=env_id,json=envId" json:"env_id,omitempty"` // ENVID, xtext decoded
+	Ret           string                 `protobuf:"bytes,4,opt,name=ret" json:"ret,omitempty"`                                  // RET: FULL, HDRS or empty
+	EnvId         string                 `protobuf:"bytes,5,opt,name=env_id,json=envId" json:"env_id,omitempty"`                 // ENVID, xtext decoded
+	RequireTls    bool                   `protobuf:"varint,6,opt,name=require_tls,json=requireTls" json:"require_tls,omitempty"` // REQUIRETLS, RFC 8689
+	DeliverBy     *DeliverBy             `protobuf:"bytes,7,opt,name=deliver_by,json=deliverBy" json:"deliver_by,omitempty"`     // absent if not given
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -347,6 +365,81 @@ func (x *Envelope) GetEnvId() string {
 	return ""
 }
 
+func (x *Envelope) GetRequireTls() bool {
+	if x != nil {
+		return x.RequireTls
+	}
+	return false
+}
+
+func (x *Envelope) GetDeliverBy() *DeliverBy {
+	if x != nil {
+		return x.DeliverBy
+	}
+	return nil
+}
+
+// DeliverBy is the BY parameter of MAIL: RFC 2852 section 4.
+type DeliverBy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtUs          int64                  `protobuf:"varint,1,opt,name=at_us,json=atUs" json:"at_us,omitempty"`
+	Return        bool                   `protobuf:"varint,2,opt,name=return" json:"return,omitempty"` // mode R, else N
+	Trace         bool                   `protobuf:"varint,3,opt,name=trace" json:"trace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeliverBy) Reset() {
+	*x = DeliverBy{}
+	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeliverBy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeliverBy) ProtoMessage() {}
+
+func (x *DeliverBy) ProtoReflect() protoreflect.Message {
+	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeliverBy.ProtoReflect.Descriptor instead.
+func (*DeliverBy) Descriptor() ([]byte, []int) {
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DeliverBy) GetAtUs() int64 {
+	if x != nil {
+		return x.AtUs
+	}
+	return 0
+}
+
+func (x *DeliverBy) GetReturn() bool {
+	if x != nil {
+		return x.Return
+	}
+	return false
+}
+
+func (x *DeliverBy) GetTrace() bool {
+	if x != nil {
+		return x.Trace
+	}
+	return false
+}
+
 // Recipient is a due recipient.
 type Recipient struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -364,7 +457,7 @@ type Recipient struct {
 
 func (x *Recipient) Reset() {
 	*x = Recipient{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	mi := &file_postrider_v1_frame_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +469,7 @@ func (x *Recipient) String() string {
 func (*Recipient) ProtoMessage() {}
 
 func (x *Recipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	mi := &file_postrider_v1_frame_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +482,7 @@ func (x *Recipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recipient.ProtoReflect.Descriptor instead.
 func (*Recipient) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{5}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Recipient) GetRecipientNo() int32 {
@@ -459,7 +552,7 @@ type QueuedMessage struct {
 
 func (x *QueuedMessage) Reset() {
 	*x = QueuedMessage{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[6]
+	mi := &file_postrider_v1_frame_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +564,7 @@ func (x *QueuedMessage) String() string {
 func (*QueuedMessage) ProtoMessage() {}
 
 func (x *QueuedMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[6]
+	mi := &file_postrider_v1_frame_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +577,7 @@ func (x *QueuedMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueuedMessage.ProtoReflect.Descriptor instead.
 func (*QueuedMessage) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{6}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *QueuedMessage) GetMessage() *Message {
@@ -514,7 +607,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[7]
+	mi := &file_postrider_v1_frame_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +619,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[7]
+	mi := &file_postrider_v1_frame_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +632,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{7}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Host) GetName() string {
@@ -584,7 +677,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[8]
+	mi := &file_postrider_v1_frame_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +689,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[8]
+	mi := &file_postrider_v1_frame_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +702,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{8}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetSite() string {
@@ -659,7 +752,7 @@ type DeliveryRequest struct {
 
 func (x *DeliveryRequest) Reset() {
 	*x = DeliveryRequest{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[9]
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +764,7 @@ func (x *DeliveryRequest) String() string {
 func (*DeliveryRequest) ProtoMessage() {}
 
 func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[9]
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +777,7 @@ func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryRequest.ProtoReflect.Descriptor instead.
 func (*DeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{9}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeliveryRequest) GetMessage() *Message {
@@ -720,7 +813,7 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\x06routes\x18\x01 \x03(\v2\x13.postrider.v1.RouteR\x06routes\x129\n" +
 	"\brequests\x18\x02 \x03(\v2\x1d.postrider.v1.DeliveryRequestR\brequests\"*\n" +
 	"\vFailedFrame\x12\x1b\n" +
-	"\tqueue_ids\x18\x01 \x03(\fR\bqueueIds\"\xf3\x01\n" +
+	"\tqueue_ids\x18\x01 \x03(\fR\bqueueIds\"\xb2\x02\n" +
 	"\aMessage\x12\x19\n" +
 	"\bqueue_id\x18\x01 \x01(\fR\aqueueId\x122\n" +
 	"\benvelope\x18\x02 \x01(\v2\x16.postrider.v1.EnvelopeR\benvelope\x12\x16\n" +
@@ -729,13 +822,23 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12$\n" +
 	"\x0eaccepted_at_us\x18\x06 \x01(\x03R\facceptedAtUs\x12 \n" +
-	"\vtraceparent\x18\a \x01(\tR\vtraceparent\"\x86\x01\n" +
+	"\vtraceparent\x18\a \x01(\tR\vtraceparent\x12\x1a\n" +
+	"\bcampaign\x18\b \x01(\tR\bcampaign\x12!\n" +
+	"\ftls_optional\x18\t \x01(\bR\vtlsOptional\"\xdf\x01\n" +
 	"\bEnvelope\x12!\n" +
 	"\freverse_path\x18\x01 \x01(\tR\vreversePath\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\tR\x04body\x12\x1a\n" +
 	"\bsmtputf8\x18\x03 \x01(\bR\bsmtputf8\x12\x10\n" +
 	"\x03ret\x18\x04 \x01(\tR\x03ret\x12\x15\n" +
-	"\x06env_id\x18\x05 \x01(\tR\x05envId\"\xeb\x01\n" +
+	"\x06env_id\x18\x05 \x01(\tR\x05envId\x12\x1f\n" +
+	"\vrequire_tls\x18\x06 \x01(\bR\n" +
+	"requireTls\x126\n" +
+	"\n" +
+	"deliver_by\x18\a \x01(\v2\x17.postrider.v1.DeliverByR\tdeliverBy\"N\n" +
+	"\tDeliverBy\x12\x13\n" +
+	"\x05at_us\x18\x01 \x01(\x03R\x04atUs\x12\x16\n" +
+	"\x06return\x18\x02 \x01(\bR\x06return\x12\x14\n" +
+	"\x05trace\x18\x03 \x01(\bR\x05trace\"\xeb\x01\n" +
 	"\tRecipient\x12!\n" +
 	"\frecipient_no\x18\x01 \x01(\x05R\vrecipientNo\x12!\n" +
 	"\fforward_path\x18\x02 \x01(\tR\vforwardPath\x12\x16\n" +
@@ -783,34 +886,36 @@ func file_postrider_v1_frame_proto_rawDescGZIP() []byte {
 	return file_postrider_v1_frame_proto_rawDescData
 }
 
-var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_postrider_v1_frame_proto_goTypes = []any{
 	(*QueuedFrame)(nil),     // 0: postrider.v1.QueuedFrame
 	(*ReadyFrame)(nil),      // 1: postrider.v1.ReadyFrame
 	(*FailedFrame)(nil),     // 2: postrider.v1.FailedFrame
 	(*Message)(nil),         // 3: postrider.v1.Message
 	(*Envelope)(nil),        // 4: postrider.v1.Envelope
-	(*Recipient)(nil),       // 5: postrider.v1.Recipient
-	(*QueuedMessage)(nil),   // 6: postrider.v1.QueuedMessage
-	(*Host)(nil),            // 7: postrider.v1.Host
-	(*Route)(nil),           // 8: postrider.v1.Route
-	(*DeliveryRequest)(nil), // 9: postrider.v1.DeliveryRequest
+	(*DeliverBy)(nil),       // 5: postrider.v1.DeliverBy
+	(*Recipient)(nil),       // 6: postrider.v1.Recipient
+	(*QueuedMessage)(nil),   // 7: postrider.v1.QueuedMessage
+	(*Host)(nil),            // 8: postrider.v1.Host
+	(*Route)(nil),           // 9: postrider.v1.Route
+	(*DeliveryRequest)(nil), // 10: postrider.v1.DeliveryRequest
 }
 var file_postrider_v1_frame_proto_depIdxs = []int32{
-	6, // 0: postrider.v1.QueuedFrame.messages:type_name -> postrider.v1.QueuedMessage
-	8, // 1: postrider.v1.ReadyFrame.routes:type_name -> postrider.v1.Route
-	9, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
-	4, // 3: postrider.v1.Message.envelope:type_name -> postrider.v1.Envelope
-	3, // 4: postrider.v1.QueuedMessage.message:type_name -> postrider.v1.Message
-	5, // 5: postrider.v1.QueuedMessage.recipients:type_name -> postrider.v1.Recipient
-	7, // 6: postrider.v1.Route.hosts:type_name -> postrider.v1.Host
-	3, // 7: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
-	5, // 8: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	7,  // 0: postrider.v1.QueuedFrame.messages:type_name -> postrider.v1.QueuedMessage
+	9,  // 1: postrider.v1.ReadyFrame.routes:type_name -> postrider.v1.Route
+	10, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
+	4,  // 3: postrider.v1.Message.envelope:type_name -> postrider.v1.Envelope
+	5,  // 4: postrider.v1.Envelope.deliver_by:type_name -> postrider.v1.DeliverBy
+	3,  // 5: postrider.v1.QueuedMessage.message:type_name -> postrider.v1.Message
+	6,  // 6: postrider.v1.QueuedMessage.recipients:type_name -> postrider.v1.Recipient
+	8,  // 7: postrider.v1.Route.hosts:type_name -> postrider.v1.Host
+	3,  // 8: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
+	6,  // 9: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_postrider_v1_frame_proto_init() }
@@ -824,7 +929,7 @@ func file_postrider_v1_frame_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_postrider_v1_frame_proto_rawDesc), len(file_postrider_v1_frame_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
