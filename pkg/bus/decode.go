@@ -160,6 +160,12 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 		TLS:       mail.TLSLevel(r.GetTls()),
 		SmartHost: r.GetSmartHost(),
 		ExpiresAt: moment(r.GetExpiresAtUs()),
+
+		Rule:        r.GetRule(),
+		Pool:        r.GetPool(),
+		Credential:  r.GetCredential(),
+		LMTP:        r.GetLmtp(),
+		ImplicitTLS: r.GetImplicitTls(),
 	}
 	for i, h := range r.GetHosts() {
 		preference, errPreference := narrow[uint16]("preference", int64(h.GetPreference()))

@@ -228,6 +228,11 @@ func encodeRoute(r *mail.Route) *pb.Route {
 		Tls:         string(r.TLS),
 		SmartHost:   r.SmartHost,
 		ExpiresAtUs: microseconds(r.ExpiresAt),
+		Rule:        r.Rule,
+		Pool:        r.Pool,
+		Credential:  r.Credential,
+		Lmtp:        r.LMTP,
+		ImplicitTls: r.ImplicitTLS,
 	}
 	for i, h := range r.Hosts {
 		host := &pb.Host{

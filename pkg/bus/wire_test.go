@@ -101,6 +101,12 @@ func drawRoute(t *rapid.T) *mail.Route {
 		TLS:       mail.TLSLevel(drawText(t, "tls")),
 		SmartHost: rapid.Bool().Draw(t, "smart"),
 		ExpiresAt: drawTime(t, "route expires"),
+
+		Rule:        rapid.Int32().Draw(t, "rule"),
+		Pool:        drawText(t, "pool"),
+		Credential:  drawText(t, "credential"),
+		LMTP:        rapid.Bool().Draw(t, "lmtp"),
+		ImplicitTLS: rapid.Bool().Draw(t, "implicit TLS"),
 	}
 }
 
@@ -209,6 +215,7 @@ func fullPending(no int32) mail.Pending {
 func fullRoute() *mail.Route {
 	return &mail.Route{
 		Site: "mx.example.org", TLS: mail.TLSVerify, SmartHost: true, ExpiresAt: time.UnixMicro(1700000000000003).UTC(),
+		Rule: 12, Pool: "warm", Credential: "relay", LMTP: true, ImplicitTLS: true,
 		Hosts: []mail.Host{{Name: "mx1.example.org", Preference: 10, Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}},
 	}
 }

@@ -49,6 +49,12 @@ type Route struct {
 	TLS       TLSLevel
 	SmartHost bool // from the routing table, not from MX records
 	ExpiresAt time.Time
+
+	Rule        int32  // of the routing table, and its version: every change of a rule gives it a new one; 0: none
+	Pool        string // of source addresses; "": whatever shaping says
+	Credential  string // the name of what we authenticate by, which only delivery can look up; "": no AUTH
+	LMTP        bool   // the hosts speak LMTP: RFC 2033
+	ImplicitTLS bool   // TLS begins with the connection: RFC 8314 §3.3
 }
 
 // DeliveryRequest is the unit that is handed to delivery: the recipients of

@@ -671,6 +671,11 @@ type Route struct {
 	Tls           string                 `protobuf:"bytes,3,opt,name=tls" json:"tls,omitempty"`     // none, may, encrypt, verify
 	SmartHost     bool                   `protobuf:"varint,4,opt,name=smart_host,json=smartHost" json:"smart_host,omitempty"`
 	ExpiresAtUs   int64                  `protobuf:"varint,5,opt,name=expires_at_us,json=expiresAtUs" json:"expires_at_us,omitempty"`
+	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`            // of the routing table; 0 is none
+	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`             // of source addresses
+	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"` // its name, never the secret
+	Lmtp          bool                   `protobuf:"varint,18,opt,name=lmtp" json:"lmtp,omitempty"`
+	ImplicitTls   bool                   `protobuf:"varint,19,opt,name=implicit_tls,json=implicitTls" json:"implicit_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -738,6 +743,41 @@ func (x *Route) GetExpiresAtUs() int64 {
 		return x.ExpiresAtUs
 	}
 	return 0
+}
+
+func (x *Route) GetRule() int32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *Route) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *Route) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
+}
+
+func (x *Route) GetLmtp() bool {
+	if x != nil {
+		return x.Lmtp
+	}
+	return false
+}
+
+func (x *Route) GetImplicitTls() bool {
+	if x != nil {
+		return x.ImplicitTls
+	}
+	return false
 }
 
 // DeliveryRequest is the recipients of one message that go one route.
@@ -859,14 +899,21 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"preference\x18\x02 \x01(\rR\n" +
 	"preference\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1c\n" +
-	"\taddresses\x18\x04 \x03(\fR\taddresses\"\x9a\x01\n" +
+	"\taddresses\x18\x04 \x03(\fR\taddresses\"\x99\x02\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12(\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x12.postrider.v1.HostR\x05hosts\x12\x10\n" +
 	"\x03tls\x18\x03 \x01(\tR\x03tls\x12\x1d\n" +
 	"\n" +
 	"smart_host\x18\x04 \x01(\bR\tsmartHost\x12\"\n" +
-	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\"\x91\x01\n" +
+	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\x12\x12\n" +
+	"\x04rule\x18\x0f \x01(\x05R\x04rule\x12\x12\n" +
+	"\x04pool\x18\x10 \x01(\tR\x04pool\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x11 \x01(\tR\n" +
+	"credential\x12\x12\n" +
+	"\x04lmtp\x18\x12 \x01(\bR\x04lmtp\x12!\n" +
+	"\fimplicit_tls\x18\x13 \x01(\bR\vimplicitTls\"\x91\x01\n" +
 	"\x0fDeliveryRequest\x12/\n" +
 	"\amessage\x18\x01 \x01(\v2\x15.postrider.v1.MessageR\amessage\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\rR\x05route\x127\n" +
