@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 // This file is what the sessions of a site tell it about their connections,
@@ -20,31 +21,33 @@ func (s *site) targets(route *mail.Route) []target {
 // connecting asks for one more connection of the same session, after another
 // address failed. It returns when to ask again; zero means now, and that the
 // connection counts.
-func (s *site) connecting() time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (l *lane) connecting() time.Time {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
 	now := time.Now()
-	at, ok := s.connections.Next(now)
-	if !ok {
-		return now.Add(time.Second)
+	windows := [2]*pace.Window{&l.connections, &l.site.whole.connections}
+	for _, w := range windows {
+		at, ok := w.Next(now)
+		if !ok {
+			return now.Add(time.Second)
+		}
+		if at.After(now) {
+			return at
+		}
 	}
-	if at.After(now) {
-		return at
+	for _, w := range windows {
+		w.Begin(now)
 	}
-	s.connections.Begin(now)
 	return time.Time{}
 }
 
 // connectionSeen says that an attempt to connect has ended, with a greeting or
 // not, and whether the remote host can have seen it.
-func (s *site) connectionSeen(seen bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if seen {
-		s.connections.Over(time.Now())
-	} else {
-		s.connections.Cancel()
-	}
+func (l *lane) connectionSeen(seen bool) {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	over(&l.connections, seen)
+	over(&l.site.whole.connections, seen)
 }
 
 // reached says that a host has greeted.
@@ -58,12 +61,7 @@ func (s *site) reached(addr netip.AddrPort) {
 }
 
 // blame says that an address does not serve us: it is tried last for a while.
-func (s *site) blame(addr netip.AddrPort) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.failures.failed(addr, time.Now())
-	s.concurrency.Failed()
-}
+func (l *lane) blame(addr netip.AddrPort) { l.trouble(addr, true) }
 
 // unreached says that no host of a route could be reached. It returns the
 // jobs to be parked when that ended the attempts for now: they wait in
@@ -82,28 +80,29 @@ func (s *site) unreached(o outage) []*job {
 
 // trouble says that a session broke: its host is tried last for a while if
 // the host is to blame.
-func (s *site) trouble(addr netip.AddrPort, hostFailed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.concurrency.Failed()
+func (l *lane) trouble(addr netip.AddrPort, hostFailed bool) {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	l.concurrency.Failed()
 	if hostFailed {
-		s.failures.failed(addr, time.Now())
+		l.site.failures.failed(addr, time.Now())
 	}
 }
 
 // wentWell says that a transaction ended as transactions should.
-func (s *site) wentWell() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.concurrency.Succeeded()
+func (l *lane) wentWell() {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	l.concurrency.Succeeded()
 }
 
 // neverBegan says that a session ends without an attempt to connect.
-func (s *site) neverBegan() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.connections.Cancel()
-	s.breaker.probing = false
+func (l *lane) neverBegan() {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	l.connections.Cancel()
+	l.site.whole.connections.Cancel()
+	l.site.breaker.probing = false
 }
 
 // abandon ends all sessions because the lease is over.
@@ -115,11 +114,11 @@ func (s *site) abandon() {
 	}
 }
 
-// servesOn reports whether a connection that has served so many transactions
+// servesOn reports whether a connection of the lane that has served so many transactions
 // may serve another one: not if it has served its share, or if more are open
 // than the limits allow by now.
-func (s *site) servesOn(used int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return used < s.limits.MessagesPerConnection && len(s.sessions) <= s.concurrency.Allowed()
+func (l *lane) servesOn(used int) bool {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	return used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen
 }

@@ -188,10 +188,10 @@ func (w *worker) end() error {
 	return w.store.EndWorker(ctx, w.id)
 }
 
-// startSession opens a connection for a job of the site. Caller holds the
+// startSession opens a connection for a job on a lane. Caller holds the
 // site's mu.
-func (w *worker) startSession(s *site, j *job) *session {
-	ss := newSession(w, s)
+func (w *worker) startSession(l *lane, j *job) *session {
+	ss := newSession(w, l)
 	w.sessions.Go(func() error {
 		ss.run(j)
 		return nil

@@ -14,6 +14,7 @@ import (
 // ready queue of its site, or a session.
 type job struct {
 	request *mail.DeliveryRequest // at most so many recipients as fit in one transaction
+	pool    string                // the sources that it may leave from
 	since   time.Time             // when it was claimed
 	load    *load                 // its content, if that came with the claim
 	passed  int                   // how often another job was taken before it for fitting better

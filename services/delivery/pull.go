@@ -77,7 +77,7 @@ func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
 	for _, r := range requests {
 		recipients += len(r.Recipients)
 		v := w.values(r)
-		o.site.learn(v)
+		o.site.learn(r, v)
 		jobs = append(jobs, split(r, v.RecipientsPerTransaction)...)
 	}
 	o.site.pulled(recipients == o.n || err != nil)

@@ -83,6 +83,21 @@ func (r *ready) class(priority int16) *class {
 	return c
 }
 
+// has reports whether one of the jobs that are next fits.
+func (r *ready) has(fits func(*job) bool) bool {
+	if slices.ContainsFunc(r.first, fits) {
+		return true
+	}
+	for _, c := range r.classes {
+		for _, t := range c.tenants {
+			if slices.ContainsFunc(t.jobs[:min(len(t.jobs), lookAhead)], fits) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // take removes and returns the next job that fits, or nil. A job that has
 // been passed often enough by others that fit is not passed again.
 func (r *ready) take(fits func(*job) bool) *job {

@@ -32,6 +32,7 @@ var errNoAddress = errors.New("the route has no address")
 type session struct {
 	*worker
 	site *site
+	lane *lane
 	work chan *job // the next job, or nil to end; the site puts in one at most
 
 	ctx    context.Context
@@ -46,9 +47,9 @@ type session struct {
 	cut     bool // guarded by mu: the lease is over
 }
 
-func newSession(w *worker, s *site) *session {
+func newSession(w *worker, l *lane) *session {
 	ctx, cancel := context.WithCancelCause(w.work)
-	return &session{worker: w, site: s, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+	return &session{worker: w, site: l.site, lane: l, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
 }
 
 // run serves until the session ends.
@@ -56,8 +57,8 @@ func (ss *session) run(j *job) {
 	defer ss.site.ended(ss)
 	defer ss.cancel(nil)
 	if ss.connections.Acquire(ss.ctx, 1) != nil {
-		ss.site.neverBegan()
-		ss.site.mailOver(false)
+		ss.lane.neverBegan()
+		ss.site.mailOver(ss.lane, false)
 		ss.putBack(j)
 		return
 	}
@@ -109,18 +110,18 @@ func (ss *session) serve(j *job) bool {
 			attribute.Int64("waited_ms", a.began.Sub(j.since).Milliseconds()))
 	}
 	if ss.conn == nil && !a.connect(ctx) {
-		ss.site.mailOver(false)
+		ss.site.mailOver(ss.lane, false)
 		return false
 	}
 	a.relay(ctx)
-	return ss.conn.Usable() && ss.site.servesOn(ss.conn.Used())
+	return ss.conn.Usable() && ss.lane.servesOn(ss.conn.Used())
 }
 
-// serves reports whether a job may take this connection: it goes to one of
-// the hosts of the job's route, under the same demands on TLS, and the job has
-// not been here in vain.
+// serves reports whether a job may take this connection: it leaves from one of
+// the job's sources and goes to one of the hosts of its route, under the same
+// demands on TLS, and the job has not been here in vain.
 func (ss *session) serves(j *job) bool {
-	return ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
+	return ss.site.turn(j.pool).has(ss.lane) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
 		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
 			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
 		})
@@ -192,7 +193,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, smtpclient.Options{
 			Hello: a.config.Hostname, TLS: level, Timeouts: a.config.Timeouts, Observe: a.saw,
 		})
-		a.site.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
+		a.lane.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
 		if conn != nil {
 			a.conn, a.target = conn, t
 			a.site.reached(t.addr)
@@ -207,14 +208,14 @@ func (a *attempt) connect(ctx context.Context) bool {
 			level = mail.TLSNone
 			continue
 		case moveNextHost:
-			a.site.blame(t.addr)
+			a.lane.blame(t.addr)
 			j.tried = append(j.tried, t.addr)
 			level = a.level
 			i++
 			continue
 		}
 		if v.scope == scopeSite {
-			a.site.blame(t.addr)
+			a.lane.blame(t.addr)
 		}
 		a.settleAll(answer, v)
 		if answer.Phase == mail.PhaseStartTLS {
@@ -226,7 +227,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 		return false
 	}
 	// No address is left: the sessions that broke had them all.
-	a.site.neverBegan()
+	a.lane.neverBegan()
 	if j.last.Phase == "" {
 		j.last = smtpclient.Answer{Phase: mail.PhaseConnect, Err: errNoAddress}
 	}
@@ -244,7 +245,7 @@ func (a *attempt) putDownAll(o outage) {
 
 // waitToConnect waits until the connection rate of the site allows one more.
 func (a *attempt) waitToConnect(ctx context.Context) {
-	for at := a.site.connecting(); !at.IsZero() && ctx.Err() == nil; at = a.site.connecting() {
+	for at := a.lane.connecting(); !at.IsZero() && ctx.Err() == nil; at = a.lane.connecting() {
 		sleepUntil(ctx, at)
 	}
 }
@@ -257,7 +258,7 @@ func (a *attempt) relay(ctx context.Context) {
 	if l == nil {
 		var err error
 		if l, err = a.load(ctx, j.request); err != nil {
-			a.site.mailOver(false)
+			a.site.mailOver(a.lane, false)
 			answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
 			a.settleAll(answer, a.ownTrouble(answer))
 			return
@@ -266,7 +267,7 @@ func (a *attempt) relay(ctx context.Context) {
 	defer a.unload(l)
 	if len(j.request.Recipients) == 0 {
 		// Held, cancelled, expired or taken back since they were claimed.
-		a.site.mailOver(false)
+		a.site.mailOver(a.lane, false)
 		return
 	}
 	reused := a.conn.Used() > 0
@@ -276,7 +277,7 @@ func (a *attempt) relay(ctx context.Context) {
 		Observe: func(step smtpclient.Step) {
 			if step.Phase == mail.PhaseMail && !mailOver {
 				mailOver = true
-				a.site.mailOver(true)
+				a.site.mailOver(a.lane, true)
 			}
 			a.saw(step)
 		},
@@ -291,7 +292,7 @@ func (a *attempt) relay(ctx context.Context) {
 	result := a.conn.Send(ctx, t)
 	a.dotOver()
 	if !mailOver {
-		a.site.mailOver(result.MailSent)
+		a.site.mailOver(a.lane, result.MailSent)
 	}
 	a.conclude(result, reused)
 }
@@ -324,9 +325,9 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	}
 	a.settleOutcomes(outcomes)
 	if broken == "" {
-		a.site.wentWell()
+		a.lane.wentWell()
 	} else {
-		a.site.trouble(a.target.addr, broken == scopeHost)
+		a.lane.trouble(a.target.addr, broken == scopeHost)
 	}
 	if rest := moves[moveSameSession]; rest != nil {
 		// At the head of the queue, for this connection if it still serves.

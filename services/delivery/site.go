@@ -7,12 +7,12 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
-	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 // site is everything that this process knows of one site while it is its
-// home: what waits, the connections, the limits. There is one such value in
-// the whole cluster at a time, so its limits need no word with anybody.
+// home: what waits, the lanes to it, what holds for all of them together.
+// There is one such value in the whole cluster at a time, so its limits need
+// no word with anybody.
 //
 // Whatever changes it calls dispatch, which hands jobs to connections as far
 // as the limits allow. So nothing polls, and nothing waits for a limit but
@@ -22,64 +22,66 @@ type site struct {
 	slot int16
 	home *worker
 
-	mu          sync.Mutex // guards all below
+	mu          sync.Mutex // guards all below, the lanes too
 	limits      shaping.Limits
-	named       bool          // a block of the site's or a domain's own name set the limits
-	idleTimeout time.Duration // of connections without work
-	longest     time.Duration // between probes of the breaker
+	named       map[mail.Domain]*mail.Route // domains whose own block, or the site's, sets limits; with a route of theirs
+	idleTimeout time.Duration               // of connections without work
+	longest     time.Duration               // between probes of the breaker
 
 	ready   ready
 	coming  int  // jobs that have a place in ready and are being claimed or pulled
 	parked  bool // more may wait in Postgres
 	pulling bool
 
-	messages    pace.Window
-	connections pace.Window
-	concurrency pace.Concurrency
-	sessions    map[*session]bool // those that still connect too
-	idle        []*session        // greeted sessions without work, longest idle first
-	failures    failures
-	breaker     breaker
-	outage      outage // the last time that no host was reached
+	lanes    []*lane          // one for each source that has been used, or wanted
+	turns    map[string]*turn // by pool
+	whole    whole
+	sessions map[*session]bool // of all lanes, those that still connect too
+	failures failures
+	breaker  breaker
+	outage   outage // the last time that no host was reached
 
 	suspendedUntil time.Time
-	stopped        bool // this process is no longer its home: nothing more goes out
-	changed        bool // since the state was saved
+	stopped        bool      // this process is no longer its home: nothing more goes out
+	changed        bool      // since the state was saved
+	wake           time.Time // the earliest moment at which a limit allows more
 	wakeUp         *time.Timer
+	before         predecessor
 }
 
 // learn takes over the values for the domain of a request, before any of it
 // goes out.
-func (s *site) learn(v shaping.Values) {
+func (s *site) learn(r *mail.DeliveryRequest, v shaping.Values) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.heed(v)
+	s.heed(r, v)
 }
 
 // heed takes over the values for the domain of a request. Limits of a name
 // count before those of a block for many; of two names the stricter. Caller
 // holds mu.
-func (s *site) heed(v shaping.Values) {
+func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 	s.idleTimeout = v.IdleTimeout
 	s.longest = v.RetrySchedule.Next(0, evenly)
-	switch {
-	case v.Named && !s.named:
-		s.limits, s.named = v.Limits, true
-	case v.Named:
-		s.limits = s.limits.Stricter(v.Limits)
-	default:
+	domain := r.Recipients[0].Domain
+	if _, known := s.named[domain]; known || !v.Named {
 		return
 	}
-	s.applyLimits()
-	if over := len(s.sessions) - s.limits.Connections; over > 0 {
-		s.dismiss(min(over, len(s.idle)))
+	s.limits = stricter(s.limits, v.Limits, len(s.named) > 0)
+	s.whole.setLimits(s.limits)
+	for _, l := range s.lanes {
+		l.heed(s.home.values(r).Limits, len(s.named) > 0)
 	}
+	s.named[domain] = r.Route
 }
 
-func (s *site) applyLimits() {
-	s.messages.SetRate(s.limits.MessageRate)
-	s.connections.SetRate(s.limits.ConnectionRate)
-	s.concurrency.SetLimit(s.limits.Connections)
+// stricter returns the limits of a name over those known so far: the stricter
+// ones if those are of a name too.
+func stricter(known, of shaping.Limits, named bool) shaping.Limits {
+	if !named {
+		return of
+	}
+	return known.Stricter(of)
 }
 
 // room returns how many more jobs the site may hold in memory: its own bound,
@@ -106,7 +108,7 @@ const (
 func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, why *outage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.heed(v)
+	s.heed(request, v)
 	if s.breaker.isOpen() && !s.stopped {
 		s.parked = true
 		o := s.outage
@@ -119,7 +121,7 @@ func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, 
 	}
 	p = queued
 	if s.ready.len()+s.coming < len(s.sessions) {
-		if at, ok := s.messages.Next(now); ok && !at.After(now) {
+		if s.mayBegin(now) && slices.ContainsFunc(s.lanes, func(l *lane) bool { return l.mayBegin(now) }) {
 			p = connected
 		}
 	}
@@ -143,6 +145,7 @@ func (s *site) add(jobs []*job, reserved int) (refused []*job) {
 		return jobs
 	}
 	for _, j := range jobs {
+		s.turn(j.pool) // its lanes are there from now on
 		s.ready.add(j)
 	}
 	s.home.jobs.Add(int64(len(jobs)))
@@ -170,148 +173,6 @@ func (s *site) again(j *job) (refused []*job) {
 	return refused
 }
 
-// dispatch hands jobs to connections as far as the limits allow, and sees to
-// it that it is called again when they allow more. Caller holds mu.
-func (s *site) dispatch() {
-	now := time.Now()
-	for s.ready.len() > 0 && s.mayBegin(now) && s.assign(now) {
-	}
-	s.pull(now)
-}
-
-// mayBegin reports whether one more transaction may begin now.
-func (s *site) mayBegin(now time.Time) bool {
-	if s.stopped || now.Before(s.suspendedUntil) {
-		return false
-	}
-	if may, at := s.breaker.mayTry(now); !may {
-		s.wakeAt(at)
-		return false
-	}
-	at, ok := s.messages.Next(now)
-	if ok && at.After(now) {
-		s.wakeAt(at)
-	}
-	return ok && !at.After(now)
-}
-
-// assign gives one job to a connection: to the one that has been idle the
-// shortest, so that those that are not needed end, else to a new one.
-func (s *site) assign(now time.Time) bool {
-	for i, ss := range slices.Backward(s.idle) {
-		if j := s.take(ss.serves); j != nil {
-			s.idle = slices.Delete(s.idle, i, i+1)
-			s.messages.Begin(now)
-			ss.work <- j
-			return true
-		}
-	}
-	if len(s.sessions) >= s.concurrency.Allowed() {
-		if len(s.idle) > 0 {
-			// The place of a connection that no job can use is wanted.
-			s.dismiss(1)
-		}
-		return false
-	}
-	at, ok := s.connections.Next(now)
-	if !ok || at.After(now) {
-		s.wakeAt(at)
-		return false
-	}
-	j := s.take(anyConnection)
-	s.messages.Begin(now)
-	s.connections.Begin(now)
-	s.breaker.begin()
-	s.sessions[s.home.startSession(s, j)] = true
-	return true
-}
-
-func anyConnection(*job) bool { return true }
-
-func (s *site) take(fits func(*job) bool) *job {
-	j := s.ready.take(fits)
-	if j != nil {
-		s.changed = true
-		s.home.jobs.Add(-1)
-	}
-	return j
-}
-
-// dismiss ends the n connections that have been idle the longest.
-func (s *site) dismiss(n int) {
-	for _, ss := range s.idle[:n] {
-		ss.work <- nil
-	}
-	s.idle = slices.Delete(s.idle, 0, n)
-}
-
-// wakeAt has dispatch called again; a zero time means that some event will.
-func (s *site) wakeAt(at time.Time) {
-	if at.IsZero() {
-		return
-	}
-	if s.wakeUp == nil {
-		s.wakeUp = time.AfterFunc(time.Until(at), s.kick)
-		return
-	}
-	s.wakeUp.Reset(time.Until(at))
-}
-
-// kick calls dispatch.
-func (s *site) kick() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.dispatch()
-}
-
-// rest takes a greeted session that has no work, and gives it some if there
-// is any that may begin. It returns how long the session may wait for it.
-// False means that the session must end.
-func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopped {
-		return 0, false
-	}
-	s.idle = append(s.idle, ss)
-	s.dispatch()
-	return s.idleTimeout, true
-}
-
-// leave takes a session out of those that wait for work. False means that it
-// was given some, or told to end, just before.
-func (s *site) leave(ss *session) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i := slices.Index(s.idle, ss)
-	if i < 0 {
-		return false
-	}
-	s.idle = slices.Delete(s.idle, i, i+1)
-	return true
-}
-
-// ended says that a session has closed its connection.
-func (s *site) ended(ss *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.sessions, ss)
-	s.dispatch()
-}
-
-// mailOver says that the reply to MAIL was read, or that the transaction
-// ended in another way after MAIL was sent. seen is false if it never was.
-func (s *site) mailOver(seen bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if seen {
-		s.messages.Over(time.Now())
-	} else {
-		s.messages.Cancel()
-	}
-	s.dispatch()
-}
-
 func (s *site) drop() []*job {
 	jobs := s.ready.drop()
 	s.home.jobs.Add(-int64(len(jobs)))
@@ -324,7 +185,7 @@ func (s *site) stop() []*job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
-	s.dismiss(len(s.idle))
+	s.dismissAll()
 	if s.wakeUp != nil {
 		s.wakeUp.Stop()
 	}
@@ -350,7 +211,7 @@ func (s *site) suspend(until time.Time) []*job {
 		s.dispatch()
 		return nil
 	}
-	s.dismiss(len(s.idle))
+	s.dismissAll()
 	s.parked = true
 	return s.drop()
 }
@@ -362,7 +223,8 @@ func (s *site) quiet() bool {
 	defer s.mu.Unlock()
 	now := time.Now()
 	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
-		!now.Before(s.breaker.probeAt) && s.messages.Idle(now) && s.connections.Idle(now)
+		!now.Before(s.breaker.probeAt) && s.whole.idle(now) &&
+		!slices.ContainsFunc(s.lanes, func(l *lane) bool { return !l.quiet(now) })
 }
 
 // busy reports whether any connection is open or on its way.

@@ -1,15 +1,12 @@
 package delivery
 
 import (
-	"encoding/json"
-	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
-	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 const (
@@ -26,14 +23,6 @@ type slot struct {
 	tenure  tenure
 	takenAt time.Time
 	saved   map[mail.Site]store.SiteState // by earlier homes, for sites not seen here yet
-}
-
-// siteState is the saved form of what a site remembers.
-type siteState struct {
-	SavedAt     time.Time    `json:"saved_at"`
-	Clean       bool         `json:"clean"` // the home ended in order: nothing happened after
-	Messages    []pace.Tally `json:"messages"`
-	Connections []pace.Tally `json:"connections"`
 }
 
 // siteOf returns the site of a request if its slot is ours, or nil.
@@ -58,53 +47,16 @@ func (w *worker) newSite(name mail.Site, in *slot) *site {
 	v := w.shaping.For("", name, nil)
 	s := &site{
 		name: name, slot: name.Slot(), home: w,
-		limits: v.Limits, named: v.Named, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
-		sessions: map[*session]bool{}, failures: failures{},
+		limits: v.Limits, named: map[mail.Domain]*mail.Route{}, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
+		turns: map[string]*turn{}, sessions: map[*session]bool{}, failures: failures{},
 	}
-	s.applyLimits()
-	saved, known := in.saved[name]
+	s.whole.setLimits(s.limits)
+	saved := in.saved[name]
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil
-	var state siteState
-	if known && len(saved.State) > 0 {
-		if err := json.Unmarshal(saved.State, &state); err != nil {
-			slog.Warn("state of a site not understood", "site", name, "error", err)
-			state = siteState{} // as after a home that died
-		}
-	}
-	now := time.Now()
-	passed := max(now.Sub(state.SavedAt)-maxClockSkew, 0)
-	s.messages.Restore(now, passed, state.Messages)
-	s.connections.Restore(now, passed, state.Connections)
-	if !state.Clean {
-		// A home that died may have gone on until its lease ended.
-		unseen := w.config.Lease + saveEvery
-		s.messages.Assume(in.takenAt, unseen)
-		s.connections.Assume(in.takenAt, unseen)
-	}
+	s.before = predecessorOf(saved, in.takenAt, w.config.Lease+saveEvery)
+	s.before.restoreWhole(&s.whole)
 	return s
-}
-
-// save returns what the next home should know of the site.
-func (s *site) save(clean bool) store.SiteState {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	s.changed = false
-	state, err := json.Marshal(siteState{now, clean, s.messages.Save(now), s.connections.Save(now)})
-	if err != nil {
-		panic(err) // a struct of numbers and times
-	}
-	return store.SiteState{Site: s.name, State: state}
-}
-
-// toSave reports whether a successor would miss what the site remembers: for
-// short periods it waits one out.
-func (s *site) toSave() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	longest := max(s.limits.MessageRate.Period, s.limits.ConnectionRate.Period)
-	return s.changed && !s.stopped && longest > s.home.config.Lease
 }
 
 // welcome makes slots ours, with what earlier homes saved of their sites.

@@ -1,0 +1,226 @@
+package delivery
+
+import (
+	"slices"
+	"time"
+)
+
+// dispatch hands jobs to connections as far as the limits allow, and sees to
+// it that it is called again when they allow more. Caller holds mu.
+func (s *site) dispatch() {
+	now := time.Now()
+	s.wake = time.Time{}
+	for s.ready.len() > 0 && s.mayBegin(now) && s.assign(now) {
+	}
+	s.pull(now)
+	s.setWakeUp()
+}
+
+// mayBegin reports whether one more transaction may begin now, as far as it
+// does not depend on the lane.
+func (s *site) mayBegin(now time.Time) bool {
+	if s.stopped || now.Before(s.suspendedUntil) {
+		return false
+	}
+	if may, at := s.breaker.mayTry(now); !may {
+		s.wakeAt(at)
+		return false
+	}
+	at, ok := s.whole.messages.Next(now)
+	return s.notBefore(now, at, ok)
+}
+
+// assign gives one job to a connection: to the one of a lane that has been
+// idle the shortest, so that those that are not needed end, else to a new one.
+func (s *site) assign(now time.Time) bool {
+	return s.reuse(now) || s.open(now)
+}
+
+// reuse gives a job to an idle connection. A connection that no job can use
+// ends where its place is wanted.
+func (s *site) reuse(now time.Time) bool {
+	for _, l := range s.byTurn() {
+		if len(l.idle) == 0 || !l.mayBegin(now) {
+			continue
+		}
+		for i, ss := range slices.Backward(l.idle) {
+			j := s.take(ss.serves)
+			if j == nil {
+				continue
+			}
+			l.idle = slices.Delete(l.idle, i, i+1)
+			s.begin(l, j, now)
+			ss.work <- j
+			return true
+		}
+	}
+	return false
+}
+
+// open gives a job to a new connection, from that of the job's sources whose
+// turn it is.
+func (s *site) open(now time.Time) bool {
+	if len(s.sessions) >= s.whole.maxOpen {
+		s.makePlace(s.lanes)
+		return false
+	}
+	if at, ok := s.whole.connections.Next(now); !s.notBefore(now, at, ok) {
+		return false
+	}
+	may := s.mayOpen(now)
+	if !may {
+		return false
+	}
+	j := s.take(func(j *job) bool { return s.turn(j.pool).next() != nil })
+	if j == nil {
+		return false
+	}
+	l := s.turn(j.pool).next()
+	s.begin(l, j, now)
+	l.connections.Begin(now)
+	s.whole.connections.Begin(now)
+	s.breaker.begin()
+	l.open++
+	s.sessions[s.home.startSession(l, j)] = true
+	return true
+}
+
+// mayOpen marks the lanes that may open one more connection for one more
+// transaction now, and reports whether there is one.
+func (s *site) mayOpen(now time.Time) bool {
+	found := false
+	var full []*lane
+	for _, l := range s.lanes {
+		l.openable = false
+		if !l.mayBegin(now) {
+			continue
+		}
+		if l.open >= l.concurrency.Allowed() {
+			full = append(full, l)
+			continue
+		}
+		at, ok := l.connections.Next(now)
+		l.openable = s.notBefore(now, at, ok)
+		found = found || l.openable
+	}
+	if !found {
+		s.makePlace(full)
+	}
+	return found
+}
+
+// makePlace ends an idle connection of the lanes if jobs wait that none of
+// them can serve.
+func (s *site) makePlace(full []*lane) {
+	for _, l := range full {
+		if len(l.idle) > 0 && s.ready.has(func(j *job) bool { return s.turn(j.pool).has(l) }) {
+			l.dismiss(1)
+			return
+		}
+	}
+}
+
+// begin counts a transaction on a lane as begun.
+func (s *site) begin(l *lane, j *job, now time.Time) {
+	l.messages.Begin(now)
+	s.whole.messages.Begin(now)
+	s.turn(j.pool).took(l)
+}
+
+func anyConnection(*job) bool { return true }
+
+func (s *site) take(fits func(*job) bool) *job {
+	j := s.ready.take(fits)
+	if j != nil {
+		s.changed = true
+		s.home.jobs.Add(-1)
+	}
+	return j
+}
+
+// notBefore reports whether the answer of a window is now; if not, dispatch is
+// called when it will be.
+func (s *site) notBefore(now, at time.Time, ok bool) bool {
+	if ok && at.After(now) {
+		s.wakeAt(at)
+	}
+	return ok && !at.After(now)
+}
+
+// wakeAt has dispatch called again at the earliest of the times that it is
+// given; a zero time means that some event will.
+func (s *site) wakeAt(at time.Time) {
+	if !at.IsZero() && (s.wake.IsZero() || at.Before(s.wake)) {
+		s.wake = at
+	}
+}
+
+func (s *site) setWakeUp() {
+	switch {
+	case s.wake.IsZero() || s.stopped:
+	case s.wakeUp == nil:
+		s.wakeUp = time.AfterFunc(time.Until(s.wake), s.kick)
+	default:
+		s.wakeUp.Reset(time.Until(s.wake))
+	}
+}
+
+// kick calls dispatch.
+func (s *site) kick() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dispatch()
+}
+
+// dismissAll ends all idle connections.
+func (s *site) dismissAll() {
+	for _, l := range s.lanes {
+		l.dismiss(len(l.idle))
+	}
+}
+
+// rest takes a greeted session that has no work, and gives it some if there
+// is any that may begin. It returns how long the session may wait for it.
+// False means that the session must end.
+func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || ss.lane.closed() {
+		return 0, false
+	}
+	ss.lane.idle = append(ss.lane.idle, ss)
+	s.dispatch()
+	return s.idleTimeout, true
+}
+
+// leave takes a session out of those that wait for work. False means that it
+// was given some, or told to end, just before.
+func (s *site) leave(ss *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(ss.lane.idle, ss)
+	if i < 0 {
+		return false
+	}
+	ss.lane.idle = slices.Delete(ss.lane.idle, i, i+1)
+	return true
+}
+
+// ended says that a session has closed its connection.
+func (s *site) ended(ss *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ss.lane.open--
+	delete(s.sessions, ss)
+	s.dispatch()
+}
+
+// mailOver says that the reply to MAIL was read, or that the transaction
+// ended in another way after MAIL was sent. seen is false if it never was.
+func (s *site) mailOver(l *lane, seen bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	over(&l.messages, seen)
+	over(&s.whole.messages, seen)
+	s.dispatch()
+}

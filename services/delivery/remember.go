@@ -1,0 +1,110 @@
+package delivery
+
+import (
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery/internal/pace"
+)
+
+// siteState is the saved form of what a site remembers.
+type siteState struct {
+	SavedAt time.Time         `json:"saved_at"`
+	Clean   bool              `json:"clean"` // the home ended in order: nothing happened after
+	counts                    // of the lane without a source
+	Whole   counts            `json:"whole"`
+	Lanes   map[string]counts `json:"lanes,omitempty"` // by source
+}
+
+// counts is what the windows of a lane have counted.
+type counts struct {
+	Messages    []pace.Tally `json:"messages,omitempty"`
+	Connections []pace.Tally `json:"connections,omitempty"`
+}
+
+func count(now time.Time, messages, connections *pace.Window) counts {
+	return counts{messages.Save(now), connections.Save(now)}
+}
+
+// predecessor is what is known of the home before this one.
+type predecessor struct {
+	state   siteState
+	takenAt time.Time
+	unseen  time.Duration // that the windows of the state may lack
+}
+
+func predecessorOf(saved store.SiteState, takenAt time.Time, unseen time.Duration) predecessor {
+	p := predecessor{takenAt: takenAt}
+	if len(saved.State) > 0 {
+		if err := json.Unmarshal(saved.State, &p.state); err != nil {
+			slog.Warn("state of a site not understood", "site", saved.Site, "error", err)
+			p.state = siteState{} // as after a home that died
+		}
+	}
+	if !p.state.Clean {
+		// A home that died may have gone on until its lease ended.
+		p.unseen = unseen
+	}
+	return p
+}
+
+// restore has a lane count what its source did before.
+func (p *predecessor) restore(l *lane) {
+	c := p.state.Lanes[l.source.name]
+	if l.source.name == "" {
+		c = p.state.counts
+	}
+	p.count(c, &l.messages, &l.connections)
+}
+
+func (p *predecessor) restoreWhole(w *whole) { p.count(p.state.Whole, &w.messages, &w.connections) }
+
+func (p *predecessor) count(c counts, messages, connections *pace.Window) {
+	now := time.Now()
+	passed := max(now.Sub(p.state.SavedAt)-maxClockSkew, 0)
+	messages.Restore(now, passed, c.Messages)
+	connections.Restore(now, passed, c.Connections)
+	if p.unseen > 0 {
+		messages.Assume(p.takenAt, p.unseen)
+		connections.Assume(p.takenAt, p.unseen)
+	}
+}
+
+// save returns what the next home should know of the site.
+func (s *site) save(clean bool) store.SiteState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.changed = false
+	for name := range s.before.state.Lanes {
+		s.lane(&source{name: name}) // not used here: still to be remembered
+	}
+	state := siteState{SavedAt: now, Clean: clean, Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
+	for _, l := range s.lanes {
+		c := count(now, &l.messages, &l.connections)
+		if l.source.name == "" {
+			state.counts = c
+		} else if len(c.Messages)+len(c.Connections) > 0 {
+			state.Lanes[l.source.name] = c
+		}
+	}
+	text, err := json.Marshal(state)
+	if err != nil {
+		panic(err) // a struct of numbers and times
+	}
+	return store.SiteState{Site: s.name, State: text}
+}
+
+// toSave reports whether a successor would miss what the site remembers: for
+// short periods it waits one out.
+func (s *site) toSave() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var longest time.Duration
+	for _, l := range s.lanes {
+		longest = max(longest, l.limits.MessageRate.Period, l.limits.ConnectionRate.Period)
+	}
+	return s.changed && !s.stopped && longest > s.home.config.Lease
+}
