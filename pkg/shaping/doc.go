@@ -5,7 +5,7 @@
 // The answers come in layers, each over the one before: what this package
 // says by default, the environment (Config), and the blocks of the file named
 // by POSTRIDER_SHAPING_FILE: ["default"], [provider."name"], and ["name"] of
-// a site or domain. Keys are spelled as in KumoMTA's shaping.toml where it
+// a site or domain, each with a block for each source that differs. Keys are spelled as in KumoMTA's shaping.toml where it
 // has them:
 //
 //	["default"]
@@ -16,6 +16,9 @@
 //	match = [{MXSuffix=".google.com"}, {DomainSuffix=".gmail.com"}]
 //	connection_limit = 5
 //	max_deliveries_per_connection = 50
+//
+//	[provider."google".sources."new-1"]
+//	max_message_rate = "10/min"
 //
 //	["example.com"]
 //	mx_rollup = false

@@ -12,12 +12,26 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// block is one table of the file.
-type block struct {
+// layer is the settings of one table of the file.
+type layer struct {
 	name     string // as errors call it, such as provider."google"
 	settings []setting
-	apart    bool // mx_rollup = false: the domain is a site of its own
 	limits   bool // a setting belongs to the site
+}
+
+// block is a table with those below it.
+type block struct {
+	layer
+	sources map[string]layer
+	apart   bool // mx_rollup = false: the domain is a site of its own
+}
+
+// appendSource appends what the block says of a source.
+func (b *block) appendSource(layers []layer, source string) []layer {
+	if l, ok := b.sources[source]; ok {
+		return append(layers, l)
+	}
+	return layers
 }
 
 // provider is a block that holds for all domains and hosts of one mailbox
@@ -56,7 +70,7 @@ func parse(text string) (file, error) {
 		var err error
 		switch name {
 		case "default":
-			f.base, err = parseBlock(`"default"`, table)
+			f.base, err = parseBlock(`"default"`, table, nil)
 			if f.base.apart {
 				err = errors.Join(err, errors.New(`"default".mx_rollup: only the block of a domain may have it`))
 			}
@@ -77,7 +91,7 @@ func (f *file) addName(name string, table map[string]any) error {
 	if domain, err := mail.ParseDomain(name); err == nil {
 		id = string(domain)
 	}
-	b, err := parseBlock(fmt.Sprintf("%q", name), table)
+	b, err := parseBlock(fmt.Sprintf("%q", name), table, nil)
 	if _, taken := f.names[id]; taken {
 		err = errors.Join(err, fmt.Errorf("%q: there is another block for this domain", name))
 	}
@@ -101,7 +115,7 @@ func parseProviders(tables map[string]any) ([]provider, error) {
 		}
 		rest := maps.Clone(table)
 		delete(rest, "match")
-		b, err := parseBlock(name, rest)
+		b, err := parseBlock(name, rest, providerKeys(id))
 		if b.apart {
 			err = errors.Join(err, fmt.Errorf("%s.mx_rollup: only the block of a domain may have it", name))
 		}
@@ -135,19 +149,51 @@ func parseMatch(value any) ([]matcher, error) {
 	return all, nil
 }
 
-func parseBlock(name string, table map[string]any) (block, error) {
-	b := block{name: name}
+// parseBlock reads a table of the file, which may have the additional keys.
+func parseBlock(name string, table map[string]any, more map[string]key) (block, error) {
+	b := block{sources: map[string]layer{}}
+	var errs []error
+	rest := maps.Clone(table)
+	if value, has := rest["mx_rollup"]; has {
+		rollup, ok := value.(bool)
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s.mx_rollup: want true or false", name))
+		}
+		b.apart = ok && !rollup
+	}
+	if value, has := rest["sources"]; has {
+		sources, ok := value.(map[string]any)
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s.sources: want blocks such as [%s.sources.\"name\"]", name, name))
+		}
+		for _, source := range slices.Sorted(maps.Keys(sources)) {
+			of := fmt.Sprintf("%s.sources.%q", name, source)
+			table, ok := sources[source].(map[string]any)
+			if !ok {
+				errs = append(errs, fmt.Errorf("%s: want a block", of))
+				continue
+			}
+			l, err := parseLayer(of, table, more)
+			errs = append(errs, err)
+			b.sources[source] = l
+		}
+	}
+	delete(rest, "mx_rollup")
+	delete(rest, "sources")
+	var err error
+	b.layer, err = parseLayer(name, rest, more)
+	return b, errors.Join(append(errs, err)...)
+}
+
+// parseLayer reads the settings of a table.
+func parseLayer(name string, table map[string]any, more map[string]key) (layer, error) {
+	l := layer{name: name}
 	var errs []error
 	for _, word := range slices.Sorted(maps.Keys(table)) {
-		if word == "mx_rollup" {
-			rollup, ok := table[word].(bool)
-			if !ok {
-				errs = append(errs, fmt.Errorf("%s.mx_rollup: want true or false", name))
-			}
-			b.apart = ok && !rollup
-			continue
-		}
 		k, ok := keys[word]
+		if !ok {
+			k, ok = more[word]
+		}
 		if !ok {
 			errs = append(errs, fmt.Errorf("%s.%s: unknown key%s", name, word, hint(table[word])))
 			continue
@@ -157,10 +203,10 @@ func parseBlock(name string, table map[string]any) (block, error) {
 			errs = append(errs, fmt.Errorf("%s.%s: %w", name, word, err))
 			continue
 		}
-		b.settings = append(b.settings, setting{word, apply})
-		b.limits = b.limits || k.limit
+		l.settings = append(l.settings, setting{word, apply})
+		l.limits = l.limits || k.limit
 	}
-	return b, errors.Join(errs...)
+	return l, errors.Join(errs...)
 }
 
 // hint explains the usual slip: without quotes, [example.com] is the block

@@ -1,7 +1,11 @@
 package shaping
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -11,29 +15,90 @@ import (
 // setting is one value of one block, ready to be laid over the layers below.
 type setting struct {
 	key   string
-	apply func(*Values)
+	apply func(*draft)
 }
 
 // key reads one value. limit says that it belongs to the site, not only to
 // the domain.
 type key struct {
 	limit bool
-	read  func(value any) (func(*Values), error)
+	read  func(value any) (func(*draft), error)
 }
 
-// keys is every key that a block may have besides match and mx_rollup.
+// keys is every key that a block may have besides those of its kind.
 var keys = map[string]key{
-	"connection_limit":              {true, count(func(v *Values, n int) { v.Connections = n })},
-	"max_connection_rate":           {true, rate(func(v *Values, r Rate) { v.ConnectionRate = r })},
-	"max_message_rate":              {true, rate(func(v *Values, r Rate) { v.MessageRate = r })},
-	"max_deliveries_per_connection": {true, count(func(v *Values, n int) { v.MessagesPerConnection = n })},
-	"max_ready":                     {true, count(func(v *Values, n int) { v.Ready = n })},
-	"max_recipients_per_batch":      {false, count(func(v *Values, n int) { v.RecipientsPerTransaction = n })},
-	"idle_timeout":                  {false, duration(func(v *Values, d time.Duration) { v.IdleTimeout = d })},
-	"enable_tls":                    {false, tlsLevel},
-	"retry_schedule":                {false, schedule},
-	"max_age":                       {false, duration(func(v *Values, d time.Duration) { v.MessageLifetime = d })},
-	"delay_notice_after":            {false, duration(func(v *Values, d time.Duration) { v.DelayNoticeAfter = d })},
+	"connection_limit":              {true, into(count, func(d *draft, n int) { d.Connections = n })},
+	"max_connection_rate":           {true, into(rate, func(d *draft, r Rate) { d.ConnectionRate = r })},
+	"max_message_rate":              {true, into(rate, func(d *draft, r Rate) { d.MessageRate = r })},
+	"max_deliveries_per_connection": {true, into(count, func(d *draft, n int) { d.MessagesPerConnection = n })},
+	"max_ready":                     {true, into(count, func(d *draft, n int) { d.Ready = n })},
+	"source_selection_rate":         {false, into(rate, func(d *draft, r Rate) { d.SelectionRate = r })},
+	"max_recipients_per_batch":      {false, into(count, func(d *draft, n int) { d.RecipientsPerTransaction = n })},
+	"idle_timeout":                  {false, into(duration, func(d *draft, t time.Duration) { d.IdleTimeout = t })},
+	"enable_tls":                    {false, into(tlsLevel, func(d *draft, l mail.TLSLevel) { d.TLS = l })},
+	"retry_schedule":                {false, into(schedule, func(d *draft, s retry.Schedule) { d.RetrySchedule = s })},
+	"max_age":                       {false, into(duration, func(d *draft, t time.Duration) { d.MessageLifetime = t })},
+	"delay_notice_after":            {false, into(duration, func(d *draft, t time.Duration) { d.DelayNoticeAfter = t })},
+	"provider_name":                 {false, into(text, func(d *draft, name string) { d.Provider = name })},
+
+	"additional_connection_limits":      {true, named(count, func(l *Shared, n int) { l.Connections = n })},
+	"additional_message_rate_throttles": {true, named(rate, func(l *Shared, r Rate) { l.MessageRate = r })},
+	"additional_source_selection_rates": {false, named(rate, func(l *Shared, r Rate) { l.SelectionRate = r })},
+}
+
+// providerKeys is what the block of a provider may have besides.
+func providerKeys(id string) map[string]key {
+	return map[string]key{
+		"provider_connection_limit":      {true, ofProvider(id, count, func(l *Shared, n int) { l.Connections = n })},
+		"provider_max_message_rate":      {true, ofProvider(id, rate, func(l *Shared, r Rate) { l.MessageRate = r })},
+		"provider_source_selection_rate": {false, ofProvider(id, rate, func(l *Shared, r Rate) { l.SelectionRate = r })},
+	}
+}
+
+// into makes a key of how its value is read and where it goes.
+func into[T any](read func(any) (T, error), set func(*draft, T)) func(any) (func(*draft), error) {
+	return func(value any) (func(*draft), error) {
+		v, err := read(value)
+		if err != nil {
+			return nil, err
+		}
+		return func(d *draft) { set(d, v) }, nil
+	}
+}
+
+// ofProvider makes a key that limits all sites of a provider.
+func ofProvider[T any](id string, read func(any) (T, error), set func(*Shared, T)) func(any) (func(*draft), error) {
+	return into(read, func(d *draft, v T) {
+		share(&d.provider, id, func(l *Shared) { set(l, v) })
+	})
+}
+
+// named makes a key whose value is a table of limits by name. Those of other
+// layers hold on, as with KumoMTA, unless they have the same name.
+func named[T any](read func(any) (T, error), set func(*Shared, T)) func(any) (func(*draft), error) {
+	return into(func(value any) (map[string]T, error) {
+		table, ok := value.(map[string]any)
+		if !ok {
+			return nil, fmt.Errorf("%v: want a table of limits by name, such as {\"all of it\" = ...}", value)
+		}
+		limits := map[string]T{}
+		var errs []error
+		for _, name := range slices.Sorted(maps.Keys(table)) {
+			v, err := read(table[name])
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%q: %w", name, err))
+			}
+			if strings.HasPrefix(name, providerSite) {
+				errs = append(errs, fmt.Errorf("%q: names that begin with %q are taken", name, providerSite))
+			}
+			limits[name] = v
+		}
+		return limits, errors.Join(errs...)
+	}, func(d *draft, limits map[string]T) {
+		for name, v := range limits {
+			share(&d.shared, name, func(l *Shared) { set(l, v) })
+		}
+	})
 }
 
 // tlsLevels maps KumoMTA's words, and ours, to what a route demands.
@@ -46,61 +111,51 @@ var tlsLevels = map[string]mail.TLSLevel{
 	"Required": mail.TLSVerify, "verify": mail.TLSVerify,
 }
 
-func count(set func(*Values, int)) func(any) (func(*Values), error) {
-	return func(value any) (func(*Values), error) {
-		n, ok := value.(int64)
-		if !ok || n < 1 || n > maxEvents {
-			return nil, fmt.Errorf("%v: want a whole number from 1 to %d", value, maxEvents)
-		}
-		return func(v *Values) { set(v, int(n)) }, nil
+func count(value any) (int, error) {
+	n, ok := value.(int64)
+	if !ok || n < 1 || n > maxEvents {
+		return 0, fmt.Errorf("%v: want a whole number from 1 to %d", value, maxEvents)
 	}
+	return int(n), nil
 }
 
-func rate(set func(*Values, Rate)) func(any) (func(*Values), error) {
-	return func(value any) (func(*Values), error) {
-		text, ok := value.(string)
-		if !ok {
-			return nil, fmt.Errorf("%v: want a rate in quotes, such as \"100/min\"", value)
-		}
-		r, err := ParseRate(text)
-		if err != nil {
-			return nil, err
-		}
-		return func(v *Values) { set(v, r) }, nil
-	}
-}
-
-func duration(set func(*Values, time.Duration)) func(any) (func(*Values), error) {
-	return func(value any) (func(*Values), error) {
-		text, ok := value.(string)
-		if !ok {
-			return nil, fmt.Errorf("%v: want a duration in quotes, such as \"5 days\"", value)
-		}
-		d, err := retry.ParseDuration(text)
-		if err != nil {
-			return nil, err
-		}
-		return func(v *Values) { set(v, d) }, nil
-	}
-}
-
-func schedule(value any) (func(*Values), error) {
+func rate(value any) (Rate, error) {
 	text, ok := value.(string)
 	if !ok {
-		return nil, fmt.Errorf("%v: want intervals in quotes, such as \"5m,10m,1h\"", value)
+		return Rate{}, fmt.Errorf("%v: want a rate in quotes, such as \"100/min\"", value)
 	}
-	s, err := retry.Parse(text)
-	if err != nil {
-		return nil, err
-	}
-	return func(v *Values) { v.RetrySchedule = s }, nil
+	return ParseRate(text)
 }
 
-func tlsLevel(value any) (func(*Values), error) {
+func duration(value any) (time.Duration, error) {
+	text, ok := value.(string)
+	if !ok {
+		return 0, fmt.Errorf("%v: want a duration in quotes, such as \"5 days\"", value)
+	}
+	return retry.ParseDuration(text)
+}
+
+func schedule(value any) (retry.Schedule, error) {
+	text, ok := value.(string)
+	if !ok {
+		return retry.Schedule{}, fmt.Errorf("%v: want intervals in quotes, such as \"5m,10m,1h\"", value)
+	}
+	return retry.Parse(text)
+}
+
+func text(value any) (string, error) {
+	text, ok := value.(string)
+	if !ok {
+		return "", fmt.Errorf("%v: want a text in quotes", value)
+	}
+	return text, nil
+}
+
+func tlsLevel(value any) (mail.TLSLevel, error) {
 	text, _ := value.(string)
 	level, ok := tlsLevels[text]
 	if !ok {
-		return nil, fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt or verify", value)
+		return "", fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt or verify", value)
 	}
-	return func(v *Values) { v.TLS = level }, nil
+	return level, nil
 }

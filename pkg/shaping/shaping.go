@@ -51,20 +51,29 @@ const (
 	providerSite = "provider:"
 )
 
-// For returns the values for mail to domain at site, whose mail exchangers
-// are hosts. Before the route is known site is "" and hosts are nil: then a
-// provider can match by DomainSuffix only. Without a domain the values are
-// those of the site.
-func (s *Shaping) For(domain mail.Domain, site mail.Site, hosts []mail.Host) Values {
-	domain = domainOf(domain, site)
-	v := s.base
-	for _, b := range s.layers(domain, site, hosts) {
-		for _, set := range b.settings {
-			set.apply(&v)
+// Query is what values are asked for.
+type Query struct {
+	Domain mail.Domain // of the recipient; "": the values of the site
+	Site   mail.Site   // "" before the route is known
+	Hosts  []mail.Host // the mail exchangers; nil before the route is known: then a provider can match by DomainSuffix only
+	Source string      // that the mail leaves from; "": what holds whatever the source
+}
+
+// For returns the values for mail to a domain at a site from a source. They
+// are shared: nobody may change what they refer to.
+func (s *Shaping) For(q Query) Values {
+	q.Domain = domainOf(q.Domain, q.Site)
+	d := draft{Values: s.base}
+	d.Named = s.file.names[string(q.Site)].limits || s.file.names[string(q.Domain)].limits
+	if p := s.provider(q); p != nil {
+		d.Provider = p.id
+	}
+	for _, l := range s.layers(q) {
+		for _, set := range l.settings {
+			set.apply(&d)
 		}
 	}
-	v.Named = s.file.names[string(site)].limits || s.file.names[string(domain)].limits
-	return v
+	return d.finish(q)
 }
 
 // domainOf returns the domain that the values are asked for.
@@ -102,44 +111,49 @@ func ProviderOf(site mail.Site) string {
 // Origin says which block set a key.
 type Origin struct{ Key, Block string }
 
-// Explain returns the keys that the file sets for domain at site, sorted,
-// each with the block whose value counts.
-func (s *Shaping) Explain(domain mail.Domain, site mail.Site, hosts []mail.Host) []Origin {
+// Explain returns the keys that the file sets for a query, sorted, each with
+// the block whose value counts.
+func (s *Shaping) Explain(q Query) []Origin {
+	q.Domain = domainOf(q.Domain, q.Site)
 	var all []Origin
-	for _, b := range s.layers(domain, site, hosts) {
-		for _, set := range b.settings {
+	for _, l := range s.layers(q) {
+		for _, set := range l.settings {
 			all = slices.DeleteFunc(all, func(o Origin) bool { return o.Key == set.key })
-			all = append(all, Origin{set.key, b.name})
+			all = append(all, Origin{set.key, l.name})
 		}
 	}
 	slices.SortFunc(all, func(a, b Origin) int { return strings.Compare(a.Key, b.Key) })
 	return all
 }
 
-// layers returns the blocks that hold, lowest first.
-func (s *Shaping) layers(domain mail.Domain, site mail.Site, hosts []mail.Host) []block {
-	blocks := append(make([]block, 0, 4), s.file.base)
-	if p := s.provider(domain, site, hosts); p != nil {
-		blocks = append(blocks, p.block)
+// layers returns the layers that hold, lowest first: those for all sources in
+// the order of KumoMTA, those for the source of the default or of a provider
+// right behind it, those for the source of a site or domain last.
+func (s *Shaping) layers(q Query) []layer {
+	layers := append(make([]layer, 0, 8), s.file.base.layer)
+	layers = s.file.base.appendSource(layers, q.Source)
+	if p := s.provider(q); p != nil {
+		layers = append(layers, p.layer)
+		layers = p.appendSource(layers, q.Source)
 	}
-	if b, ok := s.file.names[string(site)]; ok && site != mail.Site(domain) {
-		blocks = append(blocks, b)
+	site, domain := s.file.names[string(q.Site)], s.file.names[string(q.Domain)]
+	if string(q.Site) == string(q.Domain) {
+		site = block{}
 	}
-	if b, ok := s.file.names[string(domain)]; ok {
-		blocks = append(blocks, b)
-	}
-	return blocks
+	layers = append(layers, site.layer, domain.layer)
+	layers = site.appendSource(layers, q.Source)
+	return domain.appendSource(layers, q.Source)
 }
 
-// provider returns the provider that site is named after, or that serves
-// domain.
-func (s *Shaping) provider(domain mail.Domain, site mail.Site, hosts []mail.Host) *provider {
-	if id := ProviderOf(site); id != "" {
+// provider returns the provider that the site is named after, or that serves
+// the domain.
+func (s *Shaping) provider(q Query) *provider {
+	if id := ProviderOf(q.Site); id != "" {
 		for i := range s.file.providers {
 			if s.file.providers[i].id == id {
 				return &s.file.providers[i]
 			}
 		}
 	}
-	return s.file.find(domain, hosts)
+	return s.file.find(q.Domain, q.Hosts)
 }

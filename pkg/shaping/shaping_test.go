@@ -76,6 +76,92 @@ func mustLoad(t *testing.T, text string) *shaping.Shaping {
 	return s
 }
 
+const layered = `
+["default"]
+connection_limit = 10
+max_ready = 10
+additional_message_rate_throttles = {"all" = "1000/h"}
+
+["default".sources."warm"]
+max_ready = 11
+
+[provider."big"]
+match = [{MXSuffix=".big.test"}]
+connection_limit = 20
+max_connection_rate = "20/s"
+max_message_rate = "20/s"
+provider_connection_limit = 15
+provider_max_message_rate = "200/min"
+additional_message_rate_throttles = {"evening" = "10/h", "all" = "900/h"}
+
+[provider."big".sources."warm"]
+connection_limit = 30
+max_connection_rate = "30/s"
+max_message_rate = "30/s"
+provider_connection_limit = 3
+
+["mx.big.test"]
+max_connection_rate = "40/s"
+max_message_rate = "40/s"
+
+["mx.big.test".sources."warm"]
+max_deliveries_per_connection = 60
+max_connection_rate = "60/s"
+
+["one.example"]
+max_message_rate = "50/s"
+max_deliveries_per_connection = 50
+
+["one.example".sources."warm"]
+max_deliveries_per_connection = 70
+source_selection_rate = "100/d,max_burst=1"
+`
+
+func TestLayersOfSources(t *testing.T) {
+	s := mustLoad(t, layered)
+	rate := func(n int, period time.Duration) shaping.Rate { return shaping.Rate{Events: n, Period: period} }
+	for _, c := range []struct {
+		name  string
+		query shaping.Query
+		want  shaping.Limits
+	}{
+		{"no source: provider, site and domain", shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test")},
+			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10}},
+		{"a source without blocks", shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test"), Source: "cold"},
+			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10}},
+		{"the source of a provider is below its site and domain, theirs are above all",
+			shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test"), Source: "warm"},
+			shaping.Limits{Connections: 30, ConnectionRate: rate(60, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 70, Ready: 11}},
+		{"a provider bounds the site that is named after it", shaping.Query{Site: "provider:big", Source: "warm"},
+			shaping.Limits{Connections: 3, ConnectionRate: rate(30, time.Second), MessageRate: rate(200, time.Minute), MessagesPerConnection: 100, Ready: 11}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, s.For(c.query).Limits); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestLimitsThatAreShared(t *testing.T) {
+	s := mustLoad(t, layered)
+	got := s.For(shaping.Query{Domain: "one.example", Site: "provider:big", Source: "warm"})
+	want := []shaping.Shared{
+		{Name: "all", MessageRate: shaping.Rate{Events: 900, Period: time.Hour}},
+		{Name: "evening", MessageRate: shaping.Rate{Events: 10, Period: time.Hour}},
+		{Name: "provider:big/warm", Connections: 3, MessageRate: shaping.Rate{Events: 200, Period: time.Minute}},
+	}
+	if diff := cmp.Diff(want, got.Shared); diff != "" {
+		t.Error(diff)
+	}
+	if got.Provider != "big" || got.SelectionRate != (shaping.Rate{Events: 100, Period: 24 * time.Hour, Burst: 1}) {
+		t.Errorf("provider %q, selection rate %v", got.Provider, got.SelectionRate)
+	}
+	if other := s.For(shaping.Query{Domain: "two.example"}); len(other.Shared) != 1 || other.Provider != "" || !other.SelectionRate.IsUnlimited() {
+		t.Errorf("a domain without blocks got %+v", other)
+	}
+}
+
 func hosts(names ...string) []mail.Host {
 	var all []mail.Host
 	for _, n := range names {
@@ -89,7 +175,7 @@ func TestWithoutFileTheEnvironmentCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := s.For("example.com", "", nil)
+	v := s.For(shaping.Query{Domain: "example.com"})
 	want := shaping.Limits{
 		Connections:           10,
 		ConnectionRate:        shaping.Rate{Events: 100, Period: time.Minute},
@@ -149,7 +235,7 @@ func TestLayers(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if v := s.For(c.domain, c.site, c.hosts); !c.check(v) {
+			if v := s.For(shaping.Query{Domain: c.domain, Site: c.site, Hosts: c.hosts}); !c.check(v) {
 				t.Errorf("got %+v", v)
 			}
 		})
@@ -176,7 +262,7 @@ func TestSite(t *testing.T) {
 
 func TestExplainNamesTheBlockThatCounts(t *testing.T) {
 	s := mustLoad(t, sample)
-	got := s.Explain("apart.example", "", hosts("aspmx.l.google.com"))
+	got := s.Explain(shaping.Query{Domain: "apart.example", Hosts: hosts("aspmx.l.google.com"), Source: "warm"})
 	want := []shaping.Origin{
 		{Key: "connection_limit", Block: `"apart.example"`},
 		{Key: "enable_tls", Block: `provider."google"`},

@@ -1,14 +1,17 @@
 package shaping
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/retry"
 )
 
-// Limits are the values that belong to a site: all mail for the site counts
-// against them, whatever its domain.
+// Limits are the values that belong to one source at one site: all mail that
+// leaves from the source for the site counts against them, whatever its
+// domain. Without sources they are those of the site.
 type Limits struct {
 	Connections           int  // connection_limit: open at once, 1 or more
 	ConnectionRate        Rate // max_connection_rate
@@ -17,14 +20,34 @@ type Limits struct {
 	Ready                 int  // max_ready: requests of the site held in memory, 1 or more
 }
 
-// Values are all the values for one domain at one site.
+// Shared is a limit that mail counts against besides Limits: all mail whose
+// values have one of the same name counts against it together, from whatever
+// source and for whatever site.
+type Shared struct {
+	Name          string
+	Connections   int  // open at once; 0 sets no bound
+	MessageRate   Rate // of transactions
+	SelectionRate Rate // of messages for which a source is chosen
+}
+
+// Values are all the values for one domain at one site, from one source.
 type Values struct {
 	Limits
+	// SelectionRate is how often the source may be chosen for the site:
+	// source_selection_rate. It holds a new source back while it warms up.
+	SelectionRate Rate
+	// Shared are the limits that hold for more than one source at one site,
+	// sorted by name: provider_connection_limit and provider_max_message_rate
+	// as "provider:NAME/SOURCE", for all sites of a provider, and those of
+	// additional_connection_limits, additional_message_rate_throttles and
+	// additional_source_selection_rates under the names of the file.
+	Shared []Shared
 	// Named is set when a block of the site's or domain's own name set one of
 	// the limits, rather than a block that holds for many.
 	Named bool
 
 	RecipientsPerTransaction int           // max_recipients_per_batch, 1 or more
+	Provider                 string        // provider_name, else the first provider block that holds, else ""
 	IdleTimeout              time.Duration // idle_timeout: a connection without work is kept so long
 	TLS                      mail.TLSLevel // enable_tls
 	RetrySchedule            retry.Schedule
@@ -59,4 +82,42 @@ func (l Limits) Stricter(other Limits) Limits {
 		MessagesPerConnection: min(l.MessagesPerConnection, other.MessagesPerConnection),
 		Ready:                 min(l.Ready, other.Ready),
 	}
+}
+
+// draft is Values while the layers are laid over each other.
+type draft struct {
+	Values
+	provider map[string]Shared // by the name of the provider whose block has them
+	shared   map[string]Shared // by name
+}
+
+// share changes the limit of a name.
+func share(limits *map[string]Shared, name string, change func(*Shared)) {
+	l := (*limits)[name]
+	change(&l)
+	if *limits == nil {
+		*limits = map[string]Shared{}
+	}
+	(*limits)[name] = l
+}
+
+// finish returns the values for mail from a source. What a provider allows in
+// all bounds what a site that is named after it may have.
+func (d *draft) finish(q Query) Values {
+	for name, l := range d.provider {
+		if ProviderOf(q.Site) == name {
+			if l.Connections > 0 {
+				d.Connections = min(d.Connections, l.Connections)
+			}
+			d.MessageRate = d.MessageRate.Slower(l.MessageRate)
+		}
+		l.Name = providerSite + name + "/" + q.Source
+		d.Shared = append(d.Shared, l)
+	}
+	for name, l := range d.shared {
+		l.Name = name
+		d.Shared = append(d.Shared, l)
+	}
+	slices.SortFunc(d.Shared, func(a, b Shared) int { return strings.Compare(a.Name, b.Name) })
+	return d.Values
 }

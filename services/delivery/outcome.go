@@ -10,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
@@ -33,7 +34,7 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 	o := outcomeOf(p, answer, v)
 	var delayNotice time.Duration
 	if o.Action == mail.Delayed {
-		values := a.shaping.For(p.Domain, a.site.name, a.job.request.Route.Hosts)
+		values := a.shaping.For(shaping.Query{Domain: p.Domain, Site: a.site.name, Hosts: a.job.request.Route.Hosts})
 		delayNotice = values.DelayNoticeAfter
 		switch {
 		case !o.Untried:

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
@@ -54,7 +55,7 @@ func (w *worker) waiting(r *mail.DeliveryRequest, o outage) mail.Settlement {
 		outcome.Action = mail.Delayed
 		outcome.Reply.Lines = []string{fmt.Sprintf("no host answers; last tried %s: %s", o.at.UTC().Format(time.RFC3339), outcome.Reply)}
 		outcome.Reply.Code, outcome.Reply.Enhanced = 0, mail.EnhancedCode{}
-		outcome.PlanReport(r.Message, p, w.shaping.For(p.Domain, r.Route.Site, r.Route.Hosts).DelayNoticeAfter, false)
+		outcome.PlanReport(r.Message, p, w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts}).DelayNoticeAfter, false)
 		outcome.Untried = true
 		outcome.NextAttemptAt = now.Add(parkWithin)
 		st.Outcomes = append(st.Outcomes, outcome)

@@ -44,7 +44,7 @@ func (w *worker) siteOf(name mail.Site) *site {
 // newSite makes the site with what earlier homes saved of it. Caller holds
 // mu.
 func (w *worker) newSite(name mail.Site, in *slot) *site {
-	v := w.shaping.For("", name, nil)
+	v := w.shaping.For(shaping.Query{Site: name})
 	s := &site{
 		name: name, slot: name.Slot(), home: w,
 		limits: v.Limits, named: map[mail.Domain]*mail.Route{}, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
@@ -152,7 +152,7 @@ func (w *worker) forgetQuiet() {
 
 // values returns the values for mail of a request.
 func (w *worker) values(r *mail.DeliveryRequest) shaping.Values {
-	return w.shaping.For(r.Recipients[0].Domain, r.Route.Site, r.Route.Hosts)
+	return w.shaping.For(shaping.Query{Domain: r.Recipients[0].Domain, Site: r.Route.Site, Hosts: r.Route.Hosts})
 }
 
 // evenly is the middle of the jitter.

@@ -151,7 +151,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	}
 	cfg.SMTP.Hostname = cfg.Hostname
 	cfg.SMTP.Lifetime = func(domain mail.Domain) time.Duration {
-		return shape.For(domain, "", nil).MessageLifetime
+		return shape.For(shaping.Query{Domain: domain}).MessageLifetime
 	}
 	committer := commit.New(deps.Store, deps.Bus, cfg.SMTP.CommitTimeout)
 	keeper, err := access.New(deps.Store, cfg.Access)

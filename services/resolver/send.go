@@ -9,6 +9,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
@@ -96,7 +97,7 @@ func (r *resolver) settle(ctx context.Context, settlements []mail.Settlement) er
 
 // outcome turns a trouble with a domain into the outcome of one recipient.
 func (r *resolver) outcome(m mail.Message, p mail.Pending, trouble mx.Trouble) mail.Outcome {
-	v := r.shaping.For(p.Domain, "", nil)
+	v := r.shaping.For(shaping.Query{Domain: p.Domain})
 	o := mail.Outcome{
 		RecipientNo: p.No,
 		Attempt:     p.Attempt,

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
@@ -72,7 +73,7 @@ func (r *resolver) wayOf(domain mail.Domain, rule *store.RoutingRule, res mx.Res
 		w.site = site
 	}
 	if w.tls == "" {
-		w.tls = r.shaping.For(domain, w.site, w.plan.Hosts).TLS
+		w.tls = r.shaping.For(shaping.Query{Domain: domain, Site: w.site, Hosts: w.plan.Hosts}).TLS
 	}
 	return w
 }
