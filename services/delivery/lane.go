@@ -46,10 +46,11 @@ func (s *site) lane(from *source) *lane {
 			return l
 		}
 	}
-	l := &lane{site: s, source: from, limits: s.home.shaping.For("", s.name, nil).Limits}
+	l := &lane{site: s, source: from, limits: s.home.shaping.For(shaping.Query{Site: s.name, Source: from.name}).Limits}
 	first := true
 	for domain, route := range s.named {
-		l.limits = stricter(l.limits, s.home.shaping.For(domain, s.name, route.Hosts).Limits, !first)
+		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: from.name})
+		l.limits = stricter(l.limits, v.Limits, !first)
 		first = false
 	}
 	l.apply()
