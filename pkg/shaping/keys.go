@@ -44,6 +44,17 @@ var keys = map[string]key{
 	"additional_connection_limits":      {true, named(count, func(l *Shared, n int) { l.Connections = n })},
 	"additional_message_rate_throttles": {true, named(rate, func(l *Shared, r Rate) { l.MessageRate = r })},
 	"additional_source_selection_rates": {false, named(rate, func(l *Shared, r Rate) { l.SelectionRate = r })},
+
+	"connect_timeout":    {false, wait(func(t *Timeouts) *time.Duration { return &t.Connect })},
+	"banner_timeout":     {false, wait(func(t *Timeouts) *time.Duration { return &t.Banner })},
+	"ehlo_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Hello })},
+	"starttls_timeout":   {false, wait(func(t *Timeouts) *time.Duration { return &t.StartTLS })},
+	"mail_from_timeout":  {false, wait(func(t *Timeouts) *time.Duration { return &t.Mail })},
+	"rcpt_to_timeout":    {false, wait(func(t *Timeouts) *time.Duration { return &t.Rcpt })},
+	"data_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Data })},
+	"data_block_timeout": {false, wait(func(t *Timeouts) *time.Duration { return &t.Block })},
+	"data_dot_timeout":   {false, wait(func(t *Timeouts) *time.Duration { return &t.Dot })},
+	"rset_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Reset })},
 }
 
 // providerKeys is what the block of a provider may have besides.
@@ -64,6 +75,11 @@ func into[T any](read func(any) (T, error), set func(*draft, T)) func(any) (func
 		}
 		return func(d *draft) { set(d, v) }, nil
 	}
+}
+
+// wait makes a key of one of the timeouts.
+func wait(of func(*Timeouts) *time.Duration) func(any) (func(*draft), error) {
+	return into(duration, func(d *draft, t time.Duration) { *of(&d.Timeouts) = t })
 }
 
 // ofProvider makes a key that limits all sites of a provider.

@@ -49,6 +49,7 @@ type Values struct {
 	RecipientsPerTransaction int           // max_recipients_per_batch, 1 or more
 	Provider                 string        // provider_name, else the first provider block that holds, else ""
 	IdleTimeout              time.Duration // idle_timeout: a connection without work is kept so long
+	Timeouts                 Timeouts
 	TLS                      mail.TLSLevel // enable_tls
 	RetrySchedule            retry.Schedule
 	MessageLifetime          time.Duration // max_age
@@ -68,6 +69,7 @@ func defaults() Values {
 		},
 		RecipientsPerTransaction: 100,
 		IdleTimeout:              15 * time.Second,
+		Timeouts:                 DefaultTimeouts,
 		TLS:                      mail.TLSMay,
 	}
 }

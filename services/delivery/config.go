@@ -8,7 +8,6 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
-	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
 // Config is the configuration of the service.
@@ -21,9 +20,6 @@ type Config struct {
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
 	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"5ms" desc:"How long outcomes wait for others, to be settled together. The window for duplicates after a crash grows by as much."`
 	Shaping      shaping.Config
-
-	// Timeouts of the dialogue; zero ones are those of RFC 5321 §4.5.3.2.
-	Timeouts smtpclient.Timeouts `ignored:"true"`
 }
 
 // Validate reports a configuration that cannot work.

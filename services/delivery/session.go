@@ -185,13 +185,14 @@ func (a *attempt) connect(ctx context.Context) bool {
 	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
 	a.level = j.request.Route.TLS
 	level := a.level
+	timeouts := a.values(j.request).Timeouts
 	for i := 0; i < len(targets); {
 		t := targets[i]
 		if i > 0 || level != a.level {
 			a.waitToConnect(ctx)
 		}
 		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, smtpclient.Options{
-			Hello: a.config.Hostname, TLS: level, Timeouts: a.config.Timeouts, Observe: a.saw,
+			Hello: a.config.Hostname, TLS: level, Timeouts: timeouts, Observe: a.saw,
 		})
 		a.lane.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
 		if conn != nil {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 )
 
 // Answer is what a step of the dialogue came to: the reply of the remote
@@ -68,40 +69,17 @@ type Step struct {
 
 // Timeouts are the longest waits for each phase. A zero field means the
 // default.
-type Timeouts struct {
-	Connect  time.Duration // TCP connection
-	Banner   time.Duration // greeting
-	Hello    time.Duration // EHLO, HELO
-	StartTLS time.Duration // STARTTLS and the handshake, each
-	Mail     time.Duration // MAIL, RSET
-	Rcpt     time.Duration // each RCPT
-	Data     time.Duration // the 354
-	Block    time.Duration // each write of at most 64 KiB
-	Dot      time.Duration // the reply to the final dot
-	Quit     time.Duration // writing QUIT; its reply is not waited for
-}
+type Timeouts = shaping.Timeouts
 
-// DefaultTimeouts are those of RFC 5321 §4.5.3.2, where it has one, except
-// for the greeting (5 minutes there) and EHLO: a host that is slow already
-// there is better left for the next one.
-var DefaultTimeouts = Timeouts{
-	Connect:  30 * time.Second,
-	Banner:   60 * time.Second,
-	Hello:    60 * time.Second,
-	StartTLS: 60 * time.Second,
-	Mail:     5 * time.Minute,  // RFC 5321 §4.5.3.2.2
-	Rcpt:     5 * time.Minute,  // RFC 5321 §4.5.3.2.3
-	Data:     2 * time.Minute,  // RFC 5321 §4.5.3.2.4
-	Block:    3 * time.Minute,  // RFC 5321 §4.5.3.2.5
-	Dot:      10 * time.Minute, // RFC 5321 §4.5.3.2.6: shorter ones make duplicates
-	Quit:     time.Second,
-}
+// quitTimeout is how long QUIT may take to be written; its reply is not waited
+// for.
+const quitTimeout = time.Second
 
-func (t Timeouts) orDefault() Timeouts {
-	d := DefaultTimeouts
+func orDefault(t Timeouts) Timeouts {
+	d := shaping.DefaultTimeouts
 	for _, f := range []struct{ to, from *time.Duration }{
 		{&d.Connect, &t.Connect}, {&d.Banner, &t.Banner}, {&d.Hello, &t.Hello}, {&d.StartTLS, &t.StartTLS},
-		{&d.Mail, &t.Mail}, {&d.Rcpt, &t.Rcpt}, {&d.Data, &t.Data}, {&d.Block, &t.Block}, {&d.Dot, &t.Dot}, {&d.Quit, &t.Quit},
+		{&d.Mail, &t.Mail}, {&d.Rcpt, &t.Rcpt}, {&d.Data, &t.Data}, {&d.Block, &t.Block}, {&d.Dot, &t.Dot}, {&d.Reset, &t.Reset},
 	} {
 		if *f.from > 0 {
 			*f.to = *f.from

@@ -52,7 +52,7 @@ type offers struct {
 //
 // The context bounds the dial; the session does not keep it.
 func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
-	s := &Session{host: host, timeouts: o.Timeouts.orDefault(), observe: o.Observe}
+	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe}
 	if failed := s.connect(ctx, o.Local); failed.Phase != "" {
 		return nil, failed
 	}

@@ -48,7 +48,7 @@ func FuzzHostile(f *testing.F) {
 		})
 		timeouts := hasty
 		timeouts.Mail, timeouts.Rcpt, timeouts.Data, timeouts.Dot = time.Second, time.Second, time.Second, time.Second
-		s := &Session{timeouts: timeouts.orDefault(), tcp: ours}
+		s := &Session{timeouts: orDefault(timeouts), tcp: ours}
 		s.speakOn(ours)
 		if failed := s.open(t.Context(), Options{Hello: "client.example", TLS: mail.TLSNone}); failed.Phase != "" {
 			return

@@ -213,7 +213,7 @@ func (x *sending) step(command int) (mail.Phase, time.Duration) {
 // answerReset reads the reply to RSET. A refusal says nothing of the message
 // that is about to be sent, only that the session is of no use.
 func (x *sending) answerReset() {
-	reply, err := x.await(PhaseReset, x.timeouts.Mail)
+	reply, err := x.await(PhaseReset, x.timeouts.Reset)
 	switch {
 	case err != nil:
 		x.broke(mail.PhaseMail, err)

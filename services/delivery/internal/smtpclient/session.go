@@ -68,7 +68,7 @@ func (s *Session) Close() {
 		return
 	}
 	s.over = true
-	if s.conn.SetDeadline(time.Now().Add(s.timeouts.Quit)) == nil {
+	if s.conn.SetDeadline(time.Now().Add(quitTimeout)) == nil {
 		// RFC 5321 §4.1.1.10 wants the reply waited for; Postfix and others
 		// do not: a host that has gone away would cost a connection for
 		// minutes, and no host minds.
