@@ -27,6 +27,7 @@ type Phase string
 
 // The phases, in the order of an attempt.
 const (
+	PhaseRoute    Phase = "route"    // the routing table: held or discarded by a rule
 	PhaseResolve  Phase = "resolve"  // look-up of the route
 	PhaseConnect  Phase = "connect"  // TCP connection
 	PhaseBanner   Phase = "banner"   // the 220 greeting

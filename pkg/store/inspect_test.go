@@ -142,18 +142,18 @@ func TestOperate(t *testing.T) {
 func TestRoutingTable(t *testing.T) {
 	f := setup(t)
 	f.accept(t, submission(2))
-	rule := store.RoutingRule{Domain: "Example.org", Hosts: []string{"a.example:25", "b.example:587"}, TLS: mail.TLSVerify}
+	rule := store.RoutingRule{Match: store.RouteMatch{Domain: "Example.org"}, Hosts: []string{"a.example:25", "b.example:587"}, TLS: mail.TLSVerify}
 	if n, err := f.SetRoute(t.Context(), rule); err != nil || n != 2 {
 		t.Errorf("set: %d retried, %v, want 2", n, err)
 	}
 	rules, err := f.Routing(t.Context())
-	if err != nil || len(rules) != 1 || rules[0].Domain != "example.org" || len(rules[0].Hosts) != 2 || rules[0].TLS != mail.TLSVerify {
+	if err != nil || len(rules) != 1 || rules[0].Match.Domain != "example.org" || len(rules[0].Hosts) != 2 || rules[0].TLS != mail.TLSVerify {
 		t.Errorf("routing %+v, %v", rules, err)
 	}
-	if err := f.DeleteRoute(t.Context(), "EXAMPLE.org"); err != nil {
-		t.Error(err)
+	if n, err := f.DeleteRoute(t.Context(), store.RouteMatch{Domain: "EXAMPLE.org"}); err != nil || n != 2 {
+		t.Errorf("delete: %d retried, %v, want 2", n, err)
 	}
-	if err := f.DeleteRoute(t.Context(), "example.org"); !errors.Is(err, store.ErrNotFound) {
+	if _, err := f.DeleteRoute(t.Context(), store.RouteMatch{Domain: "example.org"}); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("second delete: %v", err)
 	}
 }

@@ -45,31 +45,6 @@ func (s *Store) Operate(ctx context.Context, op Operation, f Filter, reason stri
 	return changed, nil
 }
 
-// SetRoute sends a recipient domain ("example.com", "*.example.com" or "*")
-// by smart hosts, "host:port" in the order to be tried, from now on. It
-// returns how many waiting recipients have their route looked up again.
-func (s *Store) SetRoute(ctx context.Context, rule RoutingRule) (retried int64, err error) {
-	const q = `SELECT reroute($1, $2, $3)`
-	if err := s.plain.QueryRow(ctx, q, rule.Domain, rule.Hosts, rule.TLS).Scan(&retried); err != nil {
-		return 0, fmt.Errorf("route %s: %w", rule.Domain, err)
-	}
-	return retried, nil
-}
-
-// DeleteRoute takes a domain out of the routing table. ErrNotFound: it is not
-// in it.
-func (s *Store) DeleteRoute(ctx context.Context, domain string) error {
-	const q = `DELETE FROM routing WHERE domain = lower($1)`
-	tag, err := s.plain.Exec(ctx, q, domain)
-	if err != nil {
-		return fmt.Errorf("route %s: %w", domain, err)
-	}
-	if tag.RowsAffected() == 0 {
-		return ErrNotFound
-	}
-	return nil
-}
-
 // SuspendSite stops transactions with a site for a while and returns how many
 // recipients wait for it. ResumeSite ends that and reports whether there was
 // a suspension.

@@ -15,16 +15,19 @@ import (
 
 const parkRows = `UPDATE recipients_%s r
 SET attempt = r.attempt + 1, worker_id = NULL, dispatched = false, rung = false,
-    slot = t.slot, site = t.site, next_attempt_at = r.expires_at
-FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[]) AS t (queue_id, recipient_no, attempt, site, slot)
+    slot = t.slot, site = t.site, rule = nullif(t.rule, 0), next_attempt_at = r.expires_at
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[], $7::integer[])
+     AS t (queue_id, recipient_no, attempt, site, slot, rule)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
 RETURNING r.queue_id, r.recipient_no, t.attempt`
 
-const saveRoute = `INSERT INTO routes (domain, site, route, expires_at)
-SELECT * FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::timestamptz[])
-ON CONFLICT (domain, site) DO UPDATE SET route = excluded.route, expires_at = excluded.expires_at
-WHERE routes.expires_at <= excluded.expires_at`
+// The rule is part of the key: two recipients of one domain and site may go
+// under different demands.
+const saveRoute = `INSERT INTO parked_routes (domain, site, rule, route, expires_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::jsonb[], $5::timestamptz[])
+ON CONFLICT (domain, site, rule) DO UPDATE SET route = excluded.route, expires_at = excluded.expires_at
+WHERE parked_routes.expires_at <= excluded.expires_at`
 
 // Park lays recipients aside by their site, with their route, until the home
 // of the site pulls them. Worker 0 parks recipients that nobody claimed;
@@ -40,11 +43,12 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	}
 	parked, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
 		c := columnsOf(rows)
-		slots := make([]int16, len(c.sites))
-		for i, site := range c.sites {
-			slots[i] = mail.Site(site).Slot()
+		slots := make([]int16, len(rows))
+		rules := make([]int32, len(rows))
+		for i, r := range rows {
+			slots[i], rules[i] = r.site.Slot(), r.req.Route.Rule
 		}
-		return fmt.Sprintf(parkRows, leaf), []any{owner, c.ids, c.nos, c.attempts, c.sites, slots}
+		return fmt.Sprintf(parkRows, leaf), []any{owner, c.ids, c.nos, c.attempts, c.sites, slots, rules}
 	}, nothing)
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
@@ -59,14 +63,16 @@ func (s *Store) saveRoutes(ctx context.Context, reqs []*mail.DeliveryRequest) er
 	type key struct {
 		domain mail.Domain
 		site   mail.Site
+		rule   int32
 	}
 	seen := map[key]bool{}
 	var domains, sites, routes []string
+	var rules []int32
 	var expires []time.Time
 	for _, req := range reqs {
 		var text []byte
 		for _, r := range req.Recipients {
-			k := key{r.Domain, req.Route.Site}
+			k := key{r.Domain, req.Route.Site, req.Route.Rule}
 			if seen[k] {
 				continue
 			}
@@ -79,6 +85,7 @@ func (s *Store) saveRoutes(ctx context.Context, reqs []*mail.DeliveryRequest) er
 			}
 			domains = append(domains, string(r.Domain))
 			sites = append(sites, string(req.Route.Site))
+			rules = append(rules, req.Route.Rule)
 			routes = append(routes, string(text))
 			expires = append(expires, req.Route.ExpiresAt)
 		}
@@ -86,7 +93,7 @@ func (s *Store) saveRoutes(ctx context.Context, reqs []*mail.DeliveryRequest) er
 	if len(domains) == 0 {
 		return nil
 	}
-	_, err := s.relaxed.Exec(ctx, saveRoute, domains, sites, routes, expires)
+	_, err := s.relaxed.Exec(ctx, saveRoute, domains, sites, rules, routes, expires)
 	return err
 }
 
@@ -134,7 +141,7 @@ func (s *Store) ParkedSites(ctx context.Context, slots []int16) ([]ParkedSite, e
 const pullRows = `WITH picked AS (
     SELECT r.queue_id, r.recipient_no, ro.route
     FROM recipients r
-    LEFT JOIN routes ro ON ro.domain = r.domain AND ro.site = r.site AND ro.expires_at > now()
+    LEFT JOIN parked_routes ro ON ro.domain = r.domain AND ro.site = r.site AND ro.rule = coalesce(r.rule, 0) AND ro.expires_at > now()
     WHERE r.slot = $2 AND r.site = $3
     ORDER BY r.priority DESC, r.queue_id
     LIMIT $4

@@ -371,7 +371,7 @@ func TestReroute(t *testing.T) {
 		t.Errorf("reroute changed %d", n)
 	}
 	rules, err := f.Routing(t.Context())
-	if err != nil || len(rules) != 1 || rules[0].Domain != "example.org" || rules[0].TLS != mail.TLSEncrypt || rules[0].Hosts[0] != "relay.example.net:587" {
+	if err != nil || len(rules) != 1 || rules[0].Match.Domain != "example.org" || rules[0].TLS != mail.TLSEncrypt || rules[0].Hosts[0] != "relay.example.net:587" {
 		t.Fatalf("routing %+v, %v", rules, err)
 	}
 }

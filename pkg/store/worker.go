@@ -274,27 +274,3 @@ func (s *Store) collectSites(ctx context.Context, q string, slots []int16) ([]Si
 	}
 	return states, nil
 }
-
-// RoutingRule is a line of the operators' routing table.
-type RoutingRule struct {
-	Domain    string   // "example.com", "*.example.com" (names below it) or "*"
-	Hosts     []string // "host:port" in the order to be tried
-	TLS       mail.TLSLevel
-	UpdatedAt time.Time
-}
-
-// Routing returns the routing table.
-func (s *Store) Routing(ctx context.Context) ([]RoutingRule, error) {
-	const q = `SELECT domain, hosts, tls, updated_at FROM routing ORDER BY domain`
-	rows, err := s.plain.Query(ctx, q)
-	if err != nil {
-		return nil, fmt.Errorf("routing: %w", err)
-	}
-	rules, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r RoutingRule, err error) {
-		return r, row.Scan(&r.Domain, &r.Hosts, &r.TLS, &r.UpdatedAt)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("routing: %w", err)
-	}
-	return rules, nil
-}

@@ -256,9 +256,9 @@ func routeDemo(ctx context.Context, db *store.Store, address string) error {
 		return err
 	}
 	for _, domain := range demoDomains {
-		rule := store.RoutingRule{Domain: domain, Hosts: []string{address}, TLS: mail.TLSMay}
+		rule := store.RoutingRule{Match: store.RouteMatch{Domain: domain}, Hosts: []string{address}, TLS: mail.TLSMay}
 		stands := func(r store.RoutingRule) bool {
-			return r.Domain == domain && slices.Equal(r.Hosts, rule.Hosts) && r.TLS == rule.TLS
+			return r.Match == rule.Match && slices.Equal(r.Hosts, rule.Hosts) && r.TLS == rule.TLS
 		}
 		if slices.ContainsFunc(rules, stands) {
 			continue

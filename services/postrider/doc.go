@@ -45,8 +45,8 @@
 // # Writes
 //
 // hold, release, retry, fail, cancel: recipients, attempts, reports, by the
-// SQL functions of those names. route: routing. site: sites. migrate: the
-// schema. postrider dev: the rules of its demo domains in routing.
+// SQL functions of those names. route: routing_rules, relay_credentials. site:
+// sites. migrate: the schema. postrider dev: the rules of its demo domains.
 //
 // # Standards
 //

@@ -18,7 +18,7 @@ import (
 // one owner at a time.
 type batch struct {
 	messages []mail.QueuedMessage
-	open     map[mail.Domain][]place // recipients whose way is not found yet
+	open     map[aim][]place // recipients whose way is not found yet
 	began    time.Time
 	spans    []trace.Span // resolver.resolve, one per message
 	left     []int        // open recipients per message; at 0 the span ends
@@ -30,7 +30,7 @@ type place struct{ message, recipient int }
 func (r *resolver) newBatch(messages []mail.QueuedMessage) *batch {
 	b := &batch{
 		messages: messages,
-		open:     make(map[mail.Domain][]place, len(messages)),
+		open:     make(map[aim][]place, len(messages)),
 		began:    time.Now(),
 		spans:    make([]trace.Span, len(messages)),
 		left:     make([]int, len(messages)),
@@ -39,10 +39,6 @@ func (r *resolver) newBatch(messages []mail.QueuedMessage) *batch {
 		m := &messages[i]
 		_, b.spans[i] = telemetry.Start(context.Background(), r.tracer, "resolver.resolve", &m.Message)
 		b.left[i] = len(m.Recipients)
-		for j := range m.Recipients {
-			domain := m.Recipients[j].Domain
-			b.open[domain] = append(b.open[domain], place{i, j})
-		}
 	}
 	return b
 }
@@ -59,27 +55,35 @@ func (b *batch) again() bool {
 	return false
 }
 
-// take removes the recipients of the given domains from the open ones and
-// returns them in the order of the batch.
-func (b *batch) take(ways map[mail.Domain]way) []place {
-	var places []place
-	for domain := range ways {
-		places = append(places, b.open[domain]...)
-		delete(b.open, domain)
-	}
-	slices.SortFunc(places, func(x, y place) int {
-		return cmp.Or(cmp.Compare(x.message, y.message), cmp.Compare(x.recipient, y.recipient))
-	})
-	return places
+// aimed is a recipient of the batch with what its way was looked up by.
+type aimed struct {
+	place
+	aim aim
 }
 
-// split moves what is open of the given domains into a batch of its own, so
+// take removes the recipients of the given aims from the open ones and
+// returns them in the order of the batch.
+func (b *batch) take(ways map[aim]way) []aimed {
+	var taken []aimed
+	for a := range ways {
+		for _, p := range b.open[a] {
+			taken = append(taken, aimed{p, a})
+		}
+		delete(b.open, a)
+	}
+	slices.SortFunc(taken, func(x, y aimed) int {
+		return cmp.Or(cmp.Compare(x.message, y.message), cmp.Compare(x.recipient, y.recipient))
+	})
+	return taken
+}
+
+// split moves what is open of the given aims into a batch of its own, so
 // that a slow domain does not keep in memory the messages that have left.
-func (b *batch) split(domains []mail.Domain) (slow *batch, recipients int) {
-	slow = &batch{open: map[mail.Domain][]place{}, began: b.began}
+func (b *batch) split(aims []aim) (slow *batch, recipients int) {
+	slow = &batch{open: map[aim][]place{}, began: b.began}
 	at := map[int]int{} // message here -> message there
-	for _, domain := range domains {
-		for _, p := range b.open[domain] {
+	for _, a := range aims {
+		for _, p := range b.open[a] {
 			i, moved := at[p.message]
 			if !moved {
 				i = len(slow.messages)
@@ -89,12 +93,12 @@ func (b *batch) split(domains []mail.Domain) (slow *batch, recipients int) {
 				slow.left = append(slow.left, 0)
 			}
 			to := &slow.messages[i]
-			slow.open[domain] = append(slow.open[domain], place{i, len(to.Recipients)})
+			slow.open[a] = append(slow.open[a], place{i, len(to.Recipients)})
 			to.Recipients = append(to.Recipients, b.messages[p.message].Recipients[p.recipient])
 			slow.left[i]++
 			recipients++
 		}
-		delete(b.open, domain)
+		delete(b.open, a)
 	}
 	return slow, recipients
 }
@@ -107,15 +111,15 @@ type wave struct {
 
 // waveOf makes one delivery request per message and route, and one
 // settlement per message with recipients in trouble.
-func (r *resolver) waveOf(b *batch, ways map[mail.Domain]way) wave {
+func (r *resolver) waveOf(b *batch, ways map[aim]way) wave {
 	type requestKey struct {
 		message int
 		route   *mail.Route
 	}
 	var w wave
 	routes := make(map[string]*mail.Route, len(ways))
-	routeOf := make(map[mail.Domain]*mail.Route, len(ways))
-	for domain, way := range ways {
+	routeOf := make(map[aim]*mail.Route, len(ways))
+	for a, way := range ways {
 		if way.trouble != nil {
 			continue
 		}
@@ -128,19 +132,19 @@ func (r *resolver) waveOf(b *batch, ways map[mail.Domain]way) wave {
 		if way.plan.ExpiresAt.Before(route.ExpiresAt) {
 			route.ExpiresAt = way.plan.ExpiresAt
 		}
-		routeOf[domain] = route
+		routeOf[a] = route
 	}
 	requests := make(map[requestKey]*mail.DeliveryRequest, len(b.messages))
 	for _, p := range b.take(ways) {
 		m := &b.messages[p.message]
 		recipient := m.Recipients[p.recipient]
 		b.left[p.message]--
-		if trouble := ways[recipient.Domain].trouble; trouble != nil {
+		if trouble := ways[p.aim].trouble; trouble != nil {
 			w.settle(b, m, r.outcome(m.Message, recipient, *trouble))
 			b.note(p.message, "trouble", attribute.String("status", trouble.Status.String()), attribute.String("why", trouble.Text))
 			continue
 		}
-		key := requestKey{p.message, routeOf[recipient.Domain]}
+		key := requestKey{p.message, routeOf[p.aim]}
 		request := requests[key]
 		if request == nil {
 			request = &mail.DeliveryRequest{Message: m.Message, Route: key.route}

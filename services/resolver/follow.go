@@ -4,35 +4,33 @@ import (
 	"context"
 	"log/slog"
 	"time"
-
-	"github.com/postrider/postrider/pkg/mail"
 )
 
 // finding is the end of one look-up.
 type finding struct {
-	domain mail.Domain
-	way    way
-	err    error // the look-up was given up
+	aim aim
+	way way
+	err error // the look-up was given up
 }
 
-// lookupAll looks up domains of a batch and sends on what it finds. What
-// takes longer than patience is followed apart.
-func (r *resolver) lookupAll(ctx context.Context, b *batch, domains []mail.Domain) error {
-	found := make(chan finding, len(domains)) // so that no look-up ever waits for us
-	for _, domain := range domains {
+// lookupAll looks up aims of a batch and sends on what it finds. What takes
+// longer than patience is followed apart.
+func (r *resolver) lookupAll(ctx context.Context, b *batch, aims []aim) error {
+	found := make(chan finding, len(aims)) // so that no look-up ever waits for us
+	for _, a := range aims {
 		r.group.Go(func() error {
-			w, err := r.lookup(r.work, domain)
-			found <- finding{domain, w, err}
+			w, err := r.lookup(r.work, a)
+			found <- finding{a, w, err}
 			return nil
 		})
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	left, err := r.follow(ctx, b, following{found, len(domains), timer.C})
+	left, err := r.follow(ctx, b, following{found, len(aims), timer.C})
 	if err != nil || left == 0 {
 		return err
 	}
-	slow, recipients := b.split(domains)
+	slow, recipients := b.split(aims)
 	taken := int64(min(recipients, followAtMost))
 	if err := r.room.Acquire(ctx, taken); err != nil {
 		slow.end(err)
@@ -69,7 +67,7 @@ func (r *resolver) follow(ctx context.Context, b *batch, f following) (left int,
 			return f.left, nil
 		case first = <-f.found:
 		}
-		ways := map[mail.Domain]way{}
+		ways := map[aim]way{}
 		err := f.take(ways, first)
 		for moment := time.NewTimer(gather); err == nil && f.left > 0; {
 			select {
@@ -90,14 +88,14 @@ func (r *resolver) follow(ctx context.Context, b *batch, f following) (left int,
 	return 0, nil
 }
 
-func (f *following) take(ways map[mail.Domain]way, found finding) error {
+func (f *following) take(ways map[aim]way, found finding) error {
 	f.left--
-	ways[found.domain] = found.way
+	ways[found.aim] = found.way
 	return found.err
 }
 
 // finish sends on the recipients whose ways were found.
-func (r *resolver) finish(ctx context.Context, b *batch, ways map[mail.Domain]way) error {
+func (r *resolver) finish(ctx context.Context, b *batch, ways map[aim]way) error {
 	if err := r.send(ctx, r.waveOf(b, ways)); err != nil {
 		return err
 	}

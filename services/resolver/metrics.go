@@ -16,7 +16,7 @@ type metrics struct{ recipients metric.Int64Counter }
 
 func newMetrics() metrics {
 	recipients, err := telemetry.Meter("resolver").Int64Counter("postrider.resolver.recipients", metric.WithUnit("{recipient}"),
-		metric.WithDescription("Recipients by what became of their look-up: published, parked, delayed, failed."))
+		metric.WithDescription("Recipients by what became of their look-up: published, parked, held, delayed, failed, cancelled (by a rule that discards)."))
 	if err != nil {
 		slog.Warn("resolver: metric not registered", "error", err)
 	}

@@ -78,7 +78,7 @@ type resolver struct {
 	tracer  trace.Tracer
 	metrics metrics
 	homes   atomic.Pointer[[mail.Slots]store.Home]
-	routing atomic.Pointer[routing]
+	routing atomic.Pointer[Table]
 
 	reading   sync.Mutex // makes reads of the routing table one after another; guards routingAt
 	routingAt time.Time  // when the last read began
@@ -157,8 +157,7 @@ func (r *resolver) refreshRouting(ctx context.Context, since time.Time) error {
 	if err != nil {
 		return fmt.Errorf("routing table: %w", err)
 	}
-	table := newRouting(rules)
-	r.routing.Store(&table)
+	r.routing.Store(NewTable(rules))
 	r.routingAt = begin
 	return nil
 }
@@ -214,13 +213,16 @@ func (r *resolver) handleBatch(ctx context.Context, b *batch) error {
 			return err
 		}
 	}
-	known := map[mail.Domain]way{}
-	var unknown []mail.Domain
-	for domain := range b.open {
-		if w, ok := r.known(domain); ok {
-			known[domain] = w
+	if err := r.aim(ctx, b); err != nil {
+		return err
+	}
+	known := map[aim]way{}
+	var unknown []aim
+	for a := range b.open {
+		if w, ok := r.known(a); ok {
+			known[a] = w
 		} else {
-			unknown = append(unknown, domain)
+			unknown = append(unknown, a)
 		}
 	}
 	if len(known) > 0 {
@@ -228,8 +230,8 @@ func (r *resolver) handleBatch(ctx context.Context, b *batch) error {
 			return err
 		}
 	}
-	for domains := range slices.Chunk(unknown, lookAtOnce) {
-		if err := r.lookupAll(ctx, b, domains); err != nil {
+	for aims := range slices.Chunk(unknown, lookAtOnce) {
+		if err := r.lookupAll(ctx, b, aims); err != nil {
 			return err
 		}
 	}

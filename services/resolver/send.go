@@ -73,15 +73,14 @@ func (r *resolver) settle(ctx context.Context, settlements []mail.Settlement) er
 	for i := range settlements {
 		s := &settlements[i]
 		telemetry.Settled(s)
-		permanent := 0
+		became := map[mail.Action]int{}
 		for _, o := range s.Outcomes {
-			if o.Action == mail.Failed {
-				permanent++
-			}
+			became[o.Action]++
 		}
-		r.metrics.add(ctx, "failed", permanent)
-		r.metrics.add(ctx, "delayed", len(s.Outcomes)-permanent)
-		if permanent > 0 {
+		for action, n := range became {
+			r.metrics.add(ctx, string(action), n)
+		}
+		if became[mail.Failed] > 0 {
 			failed = append(failed, s.Message.ID)
 		}
 	}

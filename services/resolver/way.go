@@ -2,6 +2,8 @@ package resolver
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
@@ -9,71 +11,118 @@ import (
 	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
 
-// way is where the mail of one domain goes: a plan and what is said of the
+// aim is what a way is looked up by: recipients with equal aims go the same
+// way.
+type aim struct {
+	domain   mail.Domain
+	rule     *store.RoutingRule // nil: MX records decide alone
+	fallback bool               // it has been tried for so long that the rule's fallback is due
+}
+
+// aimOf returns the aim of a recipient for which a rule counts.
+func aimOf(m *mail.Message, p *mail.Pending, rule *store.RoutingRule) aim {
+	a := aim{domain: p.Domain, rule: rule}
+	if rule != nil && len(rule.Fallback.Hosts) > 0 {
+		f := rule.Fallback
+		a.fallback = f.Tries > 0 && p.Tries >= f.Tries || f.After > 0 && time.Since(m.AcceptedAt) >= f.After
+	}
+	return a
+}
+
+// demands is what a rule says of a way.
+type demands struct {
+	hosts      []string // none: by MX records
+	tls        mail.TLSLevel
+	credential string
+}
+
+func (a aim) demands() demands {
+	switch {
+	case a.rule == nil:
+		return demands{}
+	case a.fallback:
+		return demands{a.rule.Fallback.Hosts, a.rule.Fallback.TLS, a.rule.Fallback.Credential}
+	}
+	return demands{a.rule.Hosts, a.rule.TLS, a.rule.Credential}
+}
+
+// way is where the mail of one aim goes: a plan and what is said of the
 // domain, or the trouble with it.
 type way struct {
-	plan    *mx.Plan
-	site    mail.Site
-	tls     mail.TLSLevel
-	trouble *mx.Trouble
+	plan       *mx.Plan
+	site       mail.Site
+	tls        mail.TLSLevel
+	credential string
+	rule       int32
+	pool       string
+	trouble    *mx.Trouble
 }
 
 // key is equal for domains that can share a route. The TLS level is part of
-// it: policy stays per domain, whatever hosts domains share.
-func (w way) key() string { return string(w.tls) + " " + string(w.site) + " " + w.plan.Key }
+// it: policy stays per domain, whatever hosts domains share. So is the rule,
+// for what it demands belongs to its mail alone.
+func (w way) key() string {
+	return fmt.Sprintf("%s %d %s %s %s", w.tls, w.rule, w.pool, w.site, w.plan.Key)
+}
 
 // route draws a route for one batch.
 func (w way) route() *mail.Route {
 	r := w.plan.Route(w.tls)
-	r.Site = w.site
+	r.Site, r.Credential, r.Rule, r.Pool = w.site, w.credential, w.rule, w.pool
 	return r
 }
 
-// known returns the way of a domain if it can be told without DNS.
-func (r *resolver) known(domain mail.Domain) (way, bool) {
-	rule := r.routing.Load().find(domain)
+// known returns the way of an aim if it can be told without DNS.
+func (r *resolver) known(a aim) (way, bool) {
 	var res mx.Result
 	var ok bool
-	if rule != nil {
-		res, ok = r.mx.KnownSmartHosts(rule.Hosts)
+	if d := a.demands(); len(d.hosts) > 0 {
+		res, ok = r.mx.KnownSmartHosts(d.hosts)
 	} else {
-		res, ok = r.mx.Known(domain)
+		res, ok = r.mx.Known(a.domain)
 	}
 	if !ok {
 		return way{}, false
 	}
-	return r.wayOf(domain, rule, res), true
+	return r.wayOf(a, res), true
 }
 
-// lookup finds the way of a domain. The error is that of ctx.
-func (r *resolver) lookup(ctx context.Context, domain mail.Domain) (way, error) {
-	rule := r.routing.Load().find(domain)
+// lookup finds the way of an aim. The error is that of ctx.
+func (r *resolver) lookup(ctx context.Context, a aim) (way, error) {
 	var res mx.Result
 	var err error
-	if rule != nil {
-		res, err = r.mx.SmartHosts(ctx, rule.Hosts)
+	if d := a.demands(); len(d.hosts) > 0 {
+		res, err = r.mx.SmartHosts(ctx, d.hosts)
 	} else {
-		res, err = r.mx.Lookup(ctx, domain)
+		res, err = r.mx.Lookup(ctx, a.domain)
 	}
 	if err != nil {
 		return way{}, err
 	}
-	return r.wayOf(domain, rule, res), nil
+	return r.wayOf(a, res), nil
 }
 
-// wayOf adds to a result what the routing table and shaping say of the domain.
-func (r *resolver) wayOf(domain mail.Domain, rule *store.RoutingRule, res mx.Result) way {
+// wayOf adds to a result what the routing table and shaping say of the aim.
+func (r *resolver) wayOf(a aim, res mx.Result) way {
 	if res.Trouble != nil {
 		return way{trouble: res.Trouble}
 	}
-	w := way{plan: res.Plan, site: res.Plan.Site}
-	if rule != nil {
-		w.tls = rule.TLS
-	} else if site := r.shaping.Site(domain, w.plan.Hosts); site != "" {
-		w.site = site
+	d := a.demands()
+	w := way{plan: res.Plan, site: res.Plan.Site, tls: d.tls, credential: d.credential}
+	if a.rule != nil {
+		w.rule, w.pool = a.rule.Version, a.rule.Pool
+	}
+	switch {
+	case len(d.hosts) == 0:
+		if site := r.shaping.Site(a.domain, w.plan.Hosts); site != "" {
+			w.site = site
+		}
+	case d.credential != "":
+		// Providers count by account.
+		w.site = mail.Site(d.credential + "@" + string(w.site))
 	}
 	if w.tls == "" {
-		w.tls = r.shaping.For(shaping.Query{Domain: domain, Site: w.site, Hosts: w.plan.Hosts}).TLS
+		w.tls = r.shaping.For(shaping.Query{Domain: a.domain, Site: w.site, Hosts: w.plan.Hosts}).TLS
 	}
 	return w
 }

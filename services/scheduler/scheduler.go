@@ -191,7 +191,8 @@ func (s *scheduler) partitions(ctx context.Context) error {
 	if hours+days > 0 {
 		slog.Info("partitions dropped", "hours_of_contents", hours, "days_of_history", days)
 	}
-	return errors.Join(errContents, errHistory, s.retireKeys(ctx))
+	_, errRoutes := s.db.ForgetRoutes(ctx)
+	return errors.Join(errContents, errHistory, errRoutes, s.retireKeys(ctx))
 }
 
 // retireKeys removes the idempotency keys whose time is over.

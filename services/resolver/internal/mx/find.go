@@ -3,10 +3,8 @@ package mx
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -87,7 +85,7 @@ func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, 
 		expires = earlier(expires, found[i].expires)
 		if found[i].usable() {
 			valid = earlier(valid, found[i].valid)
-			hosts = append(hosts, target{x.host, x.preference, r.cfg.Port, found[i].v4, found[i].v6})
+			hosts = append(hosts, target{name: x.host, preference: x.preference, port: r.cfg.Port, v4: found[i].v4, v6: found[i].v6})
 		}
 	}
 	// However old the answers are, the result lives long enough to be used.
@@ -155,98 +153,7 @@ func (r *Resolver) literal(domain string, expires time.Time) Result {
 	if a.take(addr, r.cfg.Allow); !a.usable() {
 		return permanent(unableToRoute, fmt.Sprintf("%s is a loopback, private or reserved address", domain))
 	}
-	return Result{Plan: newPlan(mail.Site(domain), []target{{domain, 0, r.cfg.Port, a.v4, a.v6}}, expires)}
-}
-
-// findSmartHosts turns an operator's hosts into a plan.
-func (r *Resolver) findSmartHosts(ctx context.Context, texts []string) (Result, time.Time) {
-	var hosts []target
-	var names []string
-	var wrong []string
-	for i, text := range texts {
-		t, err := r.parseSmartHost(text)
-		if err != nil {
-			wrong = append(wrong, err.Error())
-			continue
-		}
-		t.preference = uint16(min(i, 1<<16-1))
-		hosts = append(hosts, t)
-		names = append(names, t.name)
-	}
-	site := bounded(strings.Join(texts, ","))
-	// Operators change their minds: what they wrote holds no longer than what
-	// DNS says of an absent name.
-	expires := time.Now().Add(r.ttl.negative)
-	valid := expires
-	usable := hosts[:0]
-	for i, a := range r.lookupSmartHosts(ctx, names) {
-		expires = earlier(expires, a.expires)
-		switch {
-		case a.usable():
-			hosts[i].v4, hosts[i].v6 = a.v4, a.v6
-			valid = earlier(valid, a.valid)
-			usable = append(usable, hosts[i])
-		case a.unknown != "":
-			wrong = append(wrong, fmt.Sprintf("%s: %s", names[i], a.unknown))
-		case a.refused > 0:
-			wrong = append(wrong, fmt.Sprintf("%s: its address is not in an allowed network (POSTRIDER_ALLOW_TARGETS)", names[i]))
-		default:
-			wrong = append(wrong, fmt.Sprintf("%s: no address", names[i]))
-		}
-	}
-	if len(usable) > 0 {
-		plan := newPlan(site, usable, valid)
-		plan.smartHost = true
-		return Result{Plan: plan}, expires
-	}
-	if len(wrong) == 0 {
-		wrong = []string{"none is configured"}
-	}
-	return transient(cannotRouteNow, "no smart host can be used: "+strings.Join(wrong, "; ")), earlier(expires, time.Now().Add(r.ttl.failure))
-}
-
-// lookupSmartHosts is lookupHosts for names that may be addresses.
-func (r *Resolver) lookupSmartHosts(ctx context.Context, names []string) []addresses {
-	found := make([]addresses, len(names))
-	var toAsk []string
-	var at []int
-	for i, name := range names {
-		if addr, err := netip.ParseAddr(name); err == nil {
-			found[i].expires = time.Now().Add(r.ttl.max)
-			found[i].valid = found[i].expires
-			found[i].take(addr, r.cfg.Allow)
-			continue
-		}
-		toAsk, at = append(toAsk, name), append(at, i)
-	}
-	for i, a := range r.lookupHosts(ctx, toAsk) {
-		found[at[i]] = a
-	}
-	return found
-}
-
-// parseSmartHost reads "host", "host:port", "[host]:port" or "[address]:port".
-func (r *Resolver) parseSmartHost(text string) (target, error) {
-	host, port, err := net.SplitHostPort(text)
-	if err != nil {
-		host, port = strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"), strconv.Itoa(int(r.cfg.Port))
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 {
-		return target{}, fmt.Errorf("%q: port %q, want 1 to 65535", text, port)
-	}
-	if addr, err := netip.ParseAddr(host); err == nil {
-		return target{name: addr.Unmap().WithZone("").String(), port: uint16(n)}, nil
-	}
-	domain, err := mail.ParseDomain(host)
-	if err != nil {
-		return target{}, fmt.Errorf("%q: %w", text, err)
-	}
-	name, ok := hostName(string(domain))
-	if !ok {
-		return target{}, fmt.Errorf("%q: not a host name", text)
-	}
-	return target{name: name, port: uint16(n)}, nil
+	return Result{Plan: newPlan(mail.Site(domain), []target{{name: domain, port: r.cfg.Port, v4: a.v4, v6: a.v6}}, expires)}
 }
 
 func later(a, b time.Time) time.Time {

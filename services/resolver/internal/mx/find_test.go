@@ -203,9 +203,12 @@ func TestSmartHosts(t *testing.T) {
 		want  string
 	}{
 		{"MX records of a smart host do not count", []string{"smart.test:587"}, "smart.test:587: 0 smart.test:587[192.0.2.1]"},
-		{"brackets as Postfix writes them", []string{"[smart.test]:587"}, "[smart.test]:587: 0 smart.test:587[192.0.2.1]"},
-		{"without a port", []string{"smart.test"}, "smart.test: 0 smart.test:2525[192.0.2.1]"},
-		{"in the order given", []string{"two.test:25", "smart.test:26"}, "two.test:25,smart.test:26: 0 two.test:25[192.0.2.2] 1 smart.test:26[192.0.2.1]"},
+		{"brackets as Postfix writes them", []string{"[smart.test]:587"}, "smart.test:587: 0 smart.test:587[192.0.2.1]"},
+		{"without a port", []string{"smart.test"}, "smart.test:2525: 0 smart.test:2525[192.0.2.1]"},
+		{"in the order given", []string{"two.test:25", "smart.test:26"}, "smart.test:26,two.test:25: 0 two.test:25[192.0.2.2] 1 smart.test:26[192.0.2.1]"},
+		{"balanced, then another", []string{"smart.test*3+two.test:26", "127.0.0.1:1"}, "127.0.0.1:1,smart.test:2525,two.test:26: 0 smart.test:2525[192.0.2.1] 0 two.test:26[192.0.2.2] 1 127.0.0.1:1[127.0.0.1]"},
+		{"implicit TLS", []string{"smtps://smart.test"}, "smart.test:465: 0 smart.test:465[192.0.2.1]"},
+		{"LMTP", []string{"lmtp://smart.test"}, "smart.test:24: 0 smart.test:24[192.0.2.1]"},
 		{"an address", []string{"127.0.0.1:2526"}, "127.0.0.1:2526: 0 127.0.0.1:2526[127.0.0.1]"},
 		{"an IPv6 address", []string{"[2001:db8::1]:25"}, "[2001:db8::1]:25: 0 2001:db8::1:25[2001:db8::1]"},
 		{"the first cannot be looked up", []string{"broken.test:25", "two.test:25"}, "broken.test:25,two.test:25: 1 two.test:25[192.0.2.2]"},
@@ -226,6 +229,27 @@ func TestSmartHosts(t *testing.T) {
 		if res.Plan != nil && !res.Plan.Route(mail.TLSVerify).SmartHost {
 			t.Errorf("%s: the route does not say that it is a smart host's", c.rule)
 		}
+	}
+}
+
+func TestBalancedSmartHosts(t *testing.T) {
+	s := dnstest.Start(t, dnstest.Zone{A: map[string][]string{"a.test": {"192.0.2.1"}, "b.test": {"192.0.2.2"}, "c.test": {"192.0.2.3"}}})
+	res, err := resolverFor(t, s, Config{}).SmartHosts(t.Context(), []string{"smtps://a.test*3+b.test", "c.test"})
+	if err != nil || res.Plan == nil {
+		t.Fatal(res.Trouble, err)
+	}
+	first := map[string]int{}
+	for range 2000 {
+		route := res.Plan.Route(mail.TLSVerify)
+		if len(route.Hosts) != 3 || route.Hosts[2].Name != "c.test" || !route.ImplicitTLS || route.LMTP {
+			t.Fatalf("route %+v", route)
+		}
+		first[route.Hosts[0].Name]++
+	}
+	// Of 2,000 draws with a chance of 3/4 fewer than 1,380 are a chance of
+	// less than one in a million.
+	if first["a.test"] < 1380 || first["b.test"] < 380 {
+		t.Errorf("first hosts %v: want three of four to be a.test", first)
 	}
 }
 

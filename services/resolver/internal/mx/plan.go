@@ -38,6 +38,7 @@ type Plan struct {
 
 	hosts     []target // as Hosts
 	smartHost bool
+	speaks    mail.HostProtocol // of smart hosts
 }
 
 // target is one host with its addresses by family.
@@ -45,6 +46,7 @@ type target struct {
 	name       string
 	preference uint16
 	port       uint16
+	weight     uint16 // of a smart host: its share among those of its preference; 0 is 1
 	v4, v6     []netip.Addr
 }
 
@@ -65,11 +67,12 @@ func newPlan(site mail.Site, hosts []target, expires time.Time) *Plan {
 }
 
 // Route draws a route: hosts by preference, in random order within one, so
-// that load spreads over them (RFC 5321 §5.1: "MUST randomize"); addresses of
-// a host rotated at random within a family, the families taking turns, IPv4
+// that load spreads over them (RFC 5321 §5.1: "MUST randomize"), as their
+// weights say if they have some; addresses of a host rotated at random within a family, the families taking turns, IPv4
 // first.
 func (p *Plan) Route(tls mail.TLSLevel) *mail.Route {
-	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt}
+	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt,
+		LMTP: p.speaks == mail.SpeaksLMTP, ImplicitTLS: p.speaks == mail.SpeaksSMTPS}
 	for i, h := range p.hosts {
 		r.Hosts[i].Addresses = interleave(h.v4, h.v6)
 	}
@@ -78,11 +81,30 @@ func (p *Plan) Route(tls mail.TLSLevel) *mail.Route {
 		for to < len(r.Hosts) && r.Hosts[to].Preference == r.Hosts[from].Preference {
 			to++
 		}
-		same := r.Hosts[from:to]
-		rand.Shuffle(len(same), func(i, j int) { same[i], same[j] = same[j], same[i] })
+		shuffle(r.Hosts[from:to], p.hosts[from:to])
 		from = to
 	}
 	return r
+}
+
+// shuffle draws an order of hosts. Each time the next one is drawn among
+// those that are left, by weight.
+func shuffle(hosts []mail.Host, targets []target) {
+	total := 0
+	weights := make([]int, len(hosts))
+	for i := range weights {
+		weights[i] = max(int(targets[i].weight), 1)
+		total += weights[i]
+	}
+	for i := range hosts {
+		at := i
+		for n := rand.IntN(total); n >= weights[at]; at++ {
+			n -= weights[at]
+		}
+		total -= weights[at]
+		hosts[i], hosts[at] = hosts[at], hosts[i]
+		weights[i], weights[at] = weights[at], weights[i]
+	}
 }
 
 func interleave(v4, v6 []netip.Addr) []netip.Addr {
