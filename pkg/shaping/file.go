@@ -12,120 +12,113 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// layer is the settings of one table of the file.
-type layer struct {
-	name     string // as errors call it, such as provider."google"
-	settings []setting
-	limits   bool // a setting belongs to the site
-}
+// maxFile bounds the text of a file.
+const maxFile = 4 << 20
 
-// block is a table with those below it.
-type block struct {
-	layer
-	sources map[string]layer
-	apart   bool // mx_rollup = false: the domain is a site of its own
-}
-
-// appendSource appends what the block says of a source.
-func (b *block) appendSource(layers []layer, source string) []layer {
-	if l, ok := b.sources[source]; ok {
-		return append(layers, l)
-	}
-	return layers
-}
-
-// provider is a block that holds for all domains and hosts of one mailbox
-// provider.
-type provider struct {
-	block
-	id    string
-	match []matcher
-}
-
-// matcher is one entry of match, with exactly one member set, in lower case.
-type matcher struct{ mxSuffix, hostName, domainSuffix string }
-
-// file is the content of a shaping file.
+// file is the content of one shaping file.
 type file struct {
-	base      block
-	providers []provider // sorted by id
-	names     map[string]block
+	base      *block // nil without ["default"]
+	providers []*provider
+	names     map[string]*block // of sites and domains
+	replaces  map[string]bool   // names of blocks with replace_base
 }
 
-// parse reads the text of a file. The error joins everything that is wrong
-// with it, each with the block and key that it is about.
-func parse(text string) (file, error) {
-	var tables map[string]any
-	if _, err := toml.Decode(text, &tables); err != nil {
-		return file{}, err
+func providerBlock(id string) string { return fmt.Sprintf("provider.%q", id) }
+
+// reader reads one file and collects all that is wrong with it.
+type reader struct {
+	from     string
+	file     file
+	errs     []error
+	warnings []string
+}
+
+func (r *reader) fail(format string, args ...any) {
+	r.errs = append(r.errs, fmt.Errorf(format, args...))
+}
+
+func (r *reader) warn(format string, args ...any) {
+	r.warnings = append(r.warnings, fmt.Sprintf(format, args...))
+}
+
+// read reads the text of a file, which is called from. The error joins
+// everything that is wrong with it, each with the block and key that it is
+// about.
+func read(from, text string) (f *file, warnings []string, err error) {
+	if len(text) > maxFile {
+		return nil, nil, fmt.Errorf("longer than %d bytes", maxFile)
 	}
-	f := file{names: map[string]block{}}
-	var errs []error
+	var tables map[string]any
+	meta, err := toml.Decode(text, &tables)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := reader{from: from, file: file{names: map[string]*block{}, replaces: map[string]bool{}}}
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		table, ok := tables[name].(map[string]any)
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s: want a block such as [\"default\"], not a value", name))
+			r.fail("%s: want a block such as [\"default\"], not a value", name)
 			continue
 		}
-		var err error
 		switch name {
 		case "default":
-			f.base, err = parseBlock(`"default"`, table, nil)
-			if f.base.apart {
-				err = errors.Join(err, errors.New(`"default".mx_rollup: only the block of a domain may have it`))
-			}
+			r.file.base = r.block(kind{name: `"default"`, id: `"default"`}, table)
 		case "provider":
-			f.providers, err = parseProviders(table)
+			r.providers(table, meta.Keys())
 		default:
-			err = f.addName(name, table)
+			r.name(name, table)
 		}
-		errs = append(errs, err)
 	}
-	return f, errors.Join(errs...)
+	return &r.file, r.warnings, errors.Join(r.errs...)
 }
 
-// addName reads the block of a site or domain.
-func (f *file) addName(name string, table map[string]any) error {
+// name reads the block of a site or domain.
+func (r *reader) name(name string, table map[string]any) {
 	id := strings.ToLower(name)
 	// A site name such as host:port is no domain, and stays as it is.
-	if domain, err := mail.ParseDomain(name); err == nil {
+	domain, err := mail.ParseDomain(name)
+	if err == nil {
 		id = string(domain)
+		if !strings.Contains(id, ".") {
+			r.warn("%q: one label; a domain in the name of a block stands in quotes: [\"%s.com\"]", name, name)
+		}
 	}
-	b, err := parseBlock(fmt.Sprintf("%q", name), table, nil)
-	if _, taken := f.names[id]; taken {
-		err = errors.Join(err, fmt.Errorf("%q: there is another block for this domain", name))
+	b := r.block(kind{name: fmt.Sprintf("%q", name), id: id, rollup: true}, table)
+	if _, taken := r.file.names[id]; taken {
+		r.fail("%q: there is another block for this domain", name)
 	}
-	f.names[id] = b
-	return err
+	r.file.names[id] = b
 }
 
-func parseProviders(tables map[string]any) ([]provider, error) {
-	var all []provider
-	var errs []error
-	for _, id := range slices.Sorted(maps.Keys(tables)) {
-		name := fmt.Sprintf("provider.%q", id)
-		table, ok := tables[id].(map[string]any)
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s: want a block", name))
+// providers reads the blocks of providers in the order of the file.
+func (r *reader) providers(tables map[string]any, keys []toml.Key) {
+	seen := map[string]bool{}
+	for _, k := range keys {
+		if len(k) < 2 || k[0] != "provider" || seen[k[1]] {
 			continue
 		}
-		match, err := parseMatch(table["match"])
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s.match: %w", name, err))
+		id := k[1]
+		seen[id] = true
+		name := providerBlock(id)
+		table, ok := tables[id].(map[string]any)
+		if !ok {
+			r.fail("%s: want a block", name)
+			continue
 		}
-		rest := maps.Clone(table)
-		delete(rest, "match")
-		b, err := parseBlock(name, rest, providerKeys(id))
-		if b.apart {
-			err = errors.Join(err, fmt.Errorf("%s.mx_rollup: only the block of a domain may have it", name))
+		p := &provider{id: id}
+		if value, has := table["match"]; has {
+			match, err := readMatch(value)
+			if err != nil {
+				r.fail("%s.match: %w", name, err)
+			}
+			p.match = match
 		}
-		errs = append(errs, err)
-		all = append(all, provider{block: b, id: id, match: match})
+		p.block = *r.block(kind{name: name, id: name, match: true, more: providerKeys(id)}, table)
+		r.file.providers = append(r.file.providers, p)
 	}
-	return all, errors.Join(errs...)
 }
 
-func parseMatch(value any) ([]matcher, error) {
+func readMatch(value any) ([]matcher, error) {
 	list, _ := value.([]any)
 	if tables, ok := value.([]map[string]any); ok {
 		for _, t := range tables {
@@ -149,64 +142,119 @@ func parseMatch(value any) ([]matcher, error) {
 	return all, nil
 }
 
-// parseBlock reads a table of the file, which may have the additional keys.
-func parseBlock(name string, table map[string]any, more map[string]key) (block, error) {
-	b := block{sources: map[string]layer{}}
-	var errs []error
-	rest := maps.Clone(table)
-	if value, has := rest["mx_rollup"]; has {
-		rollup, ok := value.(bool)
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s.mx_rollup: want true or false", name))
-		}
-		b.apart = ok && !rollup
-	}
-	if value, has := rest["sources"]; has {
-		sources, ok := value.(map[string]any)
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s.sources: want blocks such as [%s.sources.\"name\"]", name, name))
-		}
-		for _, source := range slices.Sorted(maps.Keys(sources)) {
-			of := fmt.Sprintf("%s.sources.%q", name, source)
-			table, ok := sources[source].(map[string]any)
-			if !ok {
-				errs = append(errs, fmt.Errorf("%s: want a block", of))
-				continue
-			}
-			l, err := parseLayer(of, table, more)
-			errs = append(errs, err)
-			b.sources[source] = l
-		}
-	}
-	delete(rest, "mx_rollup")
-	delete(rest, "sources")
-	var err error
-	b.layer, err = parseLayer(name, rest, more)
-	return b, errors.Join(append(errs, err)...)
+// kind is what a block is about, and so what may be in it.
+type kind struct {
+	name   string // as errors call it
+	id     string // for replace_base
+	rollup bool   // mx_rollup
+	match  bool   // match
+	more   map[string]key
 }
 
-// parseLayer reads the settings of a table.
-func parseLayer(name string, table map[string]any, more map[string]key) (layer, error) {
-	l := layer{name: name}
-	var errs []error
+// block reads a table with those below it.
+func (r *reader) block(k kind, table map[string]any) *block {
+	b := &block{sources: map[string][]layer{}}
+	rest := maps.Clone(table)
+	take := func(word string) (any, bool) {
+		value, has := rest[word]
+		delete(rest, word)
+		return value, has
+	}
+	if k.match {
+		take("match")
+	}
+	flag := func(word string) bool {
+		value, has := take(word)
+		yes, ok := value.(bool)
+		if has && !ok {
+			r.fail("%s.%s: want true or false", k.name, word)
+		}
+		return yes
+	}
+	r.file.replaces[k.id] = flag("replace_base")
+	if _, has := rest["mx_rollup"]; has {
+		switch {
+		case k.match:
+			r.fail("%s.mx_rollup: only the block of a domain may have it", k.name)
+		case !k.rollup:
+			r.warn("%s.mx_rollup: only the block of a domain may have it", k.name)
+		}
+		_, ok := rest["mx_rollup"].(bool)
+		b.apart = !flag("mx_rollup") && ok
+	}
+	if value, has := take("automation"); has {
+		b.rules = r.rules(k.name, value)
+	}
+	if value, has := take("sources"); has {
+		sources, ok := value.(map[string]any)
+		if !ok {
+			r.fail("%s.sources: want blocks such as [%s.sources.\"name\"]", k.name, k.name)
+		}
+		for _, source := range slices.Sorted(maps.Keys(sources)) {
+			name := fmt.Sprintf("%s.sources.%q", k.name, source)
+			table, ok := sources[source].(map[string]any)
+			if !ok {
+				r.fail("%s: want a block", name)
+				continue
+			}
+			b.sources[source] = []layer{r.layer(name, table, k.more)}
+		}
+	}
+	b.layers = []layer{r.layer(k.name, rest, k.more)}
+	return b
+}
+
+// layer reads the settings of a table.
+func (r *reader) layer(name string, table map[string]any, more map[string]key) layer {
+	l := layer{from: r.from, name: name}
 	for _, word := range slices.Sorted(maps.Keys(table)) {
+		value := table[word]
+		if word == "unset" {
+			l.unset = r.unset(name, value, more)
+			continue
+		}
 		k, ok := keys[word]
 		if !ok {
 			k, ok = more[word]
 		}
+		if why, known := unused[word]; !ok && known {
+			r.warn("%s.%s: known, and without effect here: %s", name, word, why)
+			continue
+		}
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s.%s: unknown key%s", name, word, hint(table[word])))
+			r.fail("%s.%s: unknown key%s", name, word, hint(value))
 			continue
 		}
-		apply, err := k.read(table[word])
+		s, note, err := k.setting(word, value)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s.%s: %w", name, word, err))
+			r.fail("%s.%s: %w", name, word, err)
 			continue
 		}
-		l.settings = append(l.settings, setting{word, apply})
+		if note != "" {
+			r.warn("%s.%s: %s", name, word, note)
+		}
+		l.settings = append(l.settings, s)
 		l.limits = l.limits || k.limit
 	}
-	return l, errors.Join(errs...)
+	return l
+}
+
+// unset reads the keys that a table takes back.
+func (r *reader) unset(name string, value any, more map[string]key) []string {
+	list, ok := value.([]any)
+	if !ok {
+		r.fail("%s.unset: want a list of keys, such as [\"max_message_rate\"]", name)
+	}
+	var all []string
+	for _, item := range list {
+		word, _ := item.(string)
+		_, known := keys[word]
+		if _, also := more[word]; !known && !also {
+			r.fail("%s.unset: unknown key %v", name, item)
+		}
+		all = append(all, word)
+	}
+	return all
 }
 
 // hint explains the usual slip: without quotes, [example.com] is the block
@@ -216,34 +264,4 @@ func hint(value any) string {
 		return ` (a domain in the name of a block stands in quotes: ["example.com"])`
 	}
 	return ""
-}
-
-// matches reports whether the provider serves the domain: by its name, or
-// because every one of its hosts is the provider's. A domain that also has a
-// host elsewhere is not the provider's, as with KumoMTA.
-func (p provider) matches(domain mail.Domain, hosts []mail.Host) bool {
-	for _, m := range p.match {
-		if m.domainSuffix != "" && strings.HasSuffix(string(domain), m.domainSuffix) {
-			return true
-		}
-	}
-	for _, h := range hosts {
-		if !slices.ContainsFunc(p.match, func(m matcher) bool {
-			return m.mxSuffix != "" && strings.HasSuffix(h.Name, m.mxSuffix) || m.hostName != "" && h.Name == m.hostName
-		}) {
-			return false
-		}
-	}
-	return len(hosts) > 0
-}
-
-// find returns the provider of the domain. Of several the first by name
-// counts, so that every process decides alike.
-func (f *file) find(domain mail.Domain, hosts []mail.Host) *provider {
-	for i := range f.providers {
-		if f.providers[i].matches(domain, hosts) {
-			return &f.providers[i]
-		}
-	}
-	return nil
 }

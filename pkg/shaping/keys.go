@@ -12,78 +12,95 @@ import (
 	"github.com/postrider/postrider/pkg/retry"
 )
 
-// setting is one value of one block, ready to be laid over the layers below.
-type setting struct {
-	key   string
-	apply func(*draft)
-}
-
-// key reads one value. limit says that it belongs to the site, not only to
-// the domain.
+// key reads one value of the file.
 type key struct {
-	limit bool
-	read  func(value any) (func(*draft), error)
+	limit bool // it belongs to the site, not only to the domain
+	adds  bool // to what the layers below set
+	read  func(value any) (apply func(*draft), note string, err error)
+	show  func(v *Values) string // nil for a key of a provider: Shared shows it
 }
 
-// keys is every key that a block may have besides those of its kind.
+// setting reads a value.
+func (k key) setting(word string, value any) (s setting, note string, err error) {
+	apply, note, err := k.read(value)
+	return setting{key: word, text: fmt.Sprint(value), adds: k.adds, apply: apply}, note, err
+}
+
+// keys is every key with a meaning that a block may have besides those of its
+// kind.
 var keys = map[string]key{
-	"connection_limit":              {true, into(count, func(d *draft, n int) { d.Connections = n })},
-	"max_connection_rate":           {true, into(rate, func(d *draft, r Rate) { d.ConnectionRate = r })},
-	"max_message_rate":              {true, into(rate, func(d *draft, r Rate) { d.MessageRate = r })},
-	"max_deliveries_per_connection": {true, into(count, func(d *draft, n int) { d.MessagesPerConnection = n })},
-	"max_ready":                     {true, into(count, func(d *draft, n int) { d.Ready = n })},
-	"source_selection_rate":         {false, into(rate, func(d *draft, r Rate) { d.SelectionRate = r })},
-	"max_recipients_per_batch":      {false, into(count, func(d *draft, n int) { d.RecipientsPerTransaction = n })},
-	"idle_timeout":                  {false, into(duration, func(d *draft, t time.Duration) { d.IdleTimeout = t })},
-	"enable_tls":                    {false, into(tlsLevel, func(d *draft, l mail.TLSLevel) { d.TLS = l })},
-	"retry_schedule":                {false, into(schedule, func(d *draft, s retry.Schedule) { d.RetrySchedule = s })},
-	"max_age":                       {false, into(duration, func(d *draft, t time.Duration) { d.MessageLifetime = t })},
-	"delay_notice_after":            {false, into(duration, func(d *draft, t time.Duration) { d.DelayNoticeAfter = t })},
-	"provider_name":                 {false, into(text, func(d *draft, name string) { d.Provider = name })},
+	"connection_limit":              limit(field(count, func(v *Values) *int { return &v.Connections })),
+	"max_connection_rate":           limit(field(rate, func(v *Values) *Rate { return &v.ConnectionRate })),
+	"max_message_rate":              limit(field(rate, func(v *Values) *Rate { return &v.MessageRate })),
+	"max_deliveries_per_connection": limit(field(count, func(v *Values) *int { return &v.MessagesPerConnection })),
+	"max_ready":                     limit(field(count, func(v *Values) *int { return &v.Ready })),
+	"source_selection_rate":         field(rate, func(v *Values) *Rate { return &v.SelectionRate }),
+	"max_recipients_per_batch":      field(count, func(v *Values) *int { return &v.RecipientsPerTransaction }),
+	"idle_timeout":                  field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.IdleTimeout) }),
+	"enable_tls":                    field(tlsLevel, func(v *Values) *mail.TLSLevel { return &v.TLS }),
+	"retry_schedule":                field(schedule, func(v *Values) *retry.Schedule { return &v.RetrySchedule }),
+	"max_age":                       field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.MessageLifetime) }),
+	"delay_notice_after":            field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.DelayNoticeAfter) }),
+	"provider_name":                 field(text, func(v *Values) *string { return &v.Provider }),
 
-	"additional_connection_limits":      {true, named(count, func(l *Shared, n int) { l.Connections = n })},
-	"additional_message_rate_throttles": {true, named(rate, func(l *Shared, r Rate) { l.MessageRate = r })},
-	"additional_source_selection_rates": {false, named(rate, func(l *Shared, r Rate) { l.SelectionRate = r })},
+	"connect_timeout":    wait(duration, func(t *Timeouts) *time.Duration { return &t.Connect }),
+	"banner_timeout":     wait(duration, func(t *Timeouts) *time.Duration { return &t.Banner }),
+	"ehlo_timeout":       wait(duration, func(t *Timeouts) *time.Duration { return &t.Hello }),
+	"starttls_timeout":   wait(duration, func(t *Timeouts) *time.Duration { return &t.StartTLS }),
+	"mail_from_timeout":  wait(duration, func(t *Timeouts) *time.Duration { return &t.Mail }),
+	"rcpt_to_timeout":    wait(duration, func(t *Timeouts) *time.Duration { return &t.Rcpt }),
+	"data_timeout":       wait(duration, func(t *Timeouts) *time.Duration { return &t.Data }),
+	"data_block_timeout": wait(duration, func(t *Timeouts) *time.Duration { return &t.Block }),
+	"data_dot_timeout":   wait(dotTimeout, func(t *Timeouts) *time.Duration { return &t.Dot }),
+	"rset_timeout":       wait(duration, func(t *Timeouts) *time.Duration { return &t.Reset }),
 
-	"connect_timeout":    {false, wait(func(t *Timeouts) *time.Duration { return &t.Connect })},
-	"banner_timeout":     {false, wait(func(t *Timeouts) *time.Duration { return &t.Banner })},
-	"ehlo_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Hello })},
-	"starttls_timeout":   {false, wait(func(t *Timeouts) *time.Duration { return &t.StartTLS })},
-	"mail_from_timeout":  {false, wait(func(t *Timeouts) *time.Duration { return &t.Mail })},
-	"rcpt_to_timeout":    {false, wait(func(t *Timeouts) *time.Duration { return &t.Rcpt })},
-	"data_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Data })},
-	"data_block_timeout": {false, wait(func(t *Timeouts) *time.Duration { return &t.Block })},
-	"data_dot_timeout":   {false, wait(func(t *Timeouts) *time.Duration { return &t.Dot })},
-	"rset_timeout":       {false, wait(func(t *Timeouts) *time.Duration { return &t.Reset })},
+	"additional_connection_limits":      limit(named(count, func(l *Shared, n int) { l.Connections = n })),
+	"additional_message_rate_throttles": limit(named(rate, func(l *Shared, r Rate) { l.MessageRate = r })),
+	"additional_source_selection_rates": named(rate, func(l *Shared, r Rate) { l.SelectionRate = r }),
 }
 
 // providerKeys is what the block of a provider may have besides.
 func providerKeys(id string) map[string]key {
 	return map[string]key{
-		"provider_connection_limit":      {true, ofProvider(id, count, func(l *Shared, n int) { l.Connections = n })},
-		"provider_max_message_rate":      {true, ofProvider(id, rate, func(l *Shared, r Rate) { l.MessageRate = r })},
-		"provider_source_selection_rate": {false, ofProvider(id, rate, func(l *Shared, r Rate) { l.SelectionRate = r })},
+		"provider_connection_limit":      limit(ofProvider(id, count, func(l *Shared, n int) { l.Connections = n })),
+		"provider_max_message_rate":      limit(ofProvider(id, rate, func(l *Shared, r Rate) { l.MessageRate = r })),
+		"provider_source_selection_rate": ofProvider(id, rate, func(l *Shared, r Rate) { l.SelectionRate = r }),
 	}
 }
 
+func limit(k key) key {
+	k.limit = true
+	return k
+}
+
+// value reads a value; the note is a warning.
+type value[T any] func(value any) (read T, note string, err error)
+
 // into makes a key of how its value is read and where it goes.
-func into[T any](read func(any) (T, error), set func(*draft, T)) func(any) (func(*draft), error) {
-	return func(value any) (func(*draft), error) {
-		v, err := read(value)
+func into[T any](read value[T], set func(*draft, T)) key {
+	return key{read: func(value any) (func(*draft), string, error) {
+		v, note, err := read(value)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		return func(d *draft) { set(d, v) }, nil
-	}
+		return func(d *draft) { set(d, v) }, note, nil
+	}}
+}
+
+// field makes a key of a field of Values.
+func field[T any](read value[T], at func(*Values) *T) key {
+	k := into(read, func(d *draft, v T) { *at(&d.Values) = v })
+	k.show = func(v *Values) string { return fmt.Sprint(*at(v)) }
+	return k
 }
 
 // wait makes a key of one of the timeouts.
-func wait(of func(*Timeouts) *time.Duration) func(any) (func(*draft), error) {
-	return into(duration, func(d *draft, t time.Duration) { *of(&d.Timeouts) = t })
+func wait(read value[retry.Duration], of func(*Timeouts) *time.Duration) key {
+	return field(read, func(v *Values) *retry.Duration { return (*retry.Duration)(of(&v.Timeouts)) })
 }
 
 // ofProvider makes a key that limits all sites of a provider.
-func ofProvider[T any](id string, read func(any) (T, error), set func(*Shared, T)) func(any) (func(*draft), error) {
+func ofProvider[T any](id string, read value[T], set func(*Shared, T)) key {
 	return into(read, func(d *draft, v T) {
 		share(&d.provider, id, func(l *Shared) { set(l, v) })
 	})
@@ -91,16 +108,17 @@ func ofProvider[T any](id string, read func(any) (T, error), set func(*Shared, T
 
 // named makes a key whose value is a table of limits by name. Those of other
 // layers hold on, as with KumoMTA, unless they have the same name.
-func named[T any](read func(any) (T, error), set func(*Shared, T)) func(any) (func(*draft), error) {
-	return into(func(value any) (map[string]T, error) {
+func named[T any](read value[T], set func(*Shared, T)) key {
+	k := into(func(value any) (map[string]T, string, error) {
 		table, ok := value.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("%v: want a table of limits by name, such as {\"all of it\" = ...}", value)
+			return nil, "", fmt.Errorf("%v: want a table of limits by name, such as {\"all of it\" = ...}", value)
 		}
 		limits := map[string]T{}
+		var notes string
 		var errs []error
 		for _, name := range slices.Sorted(maps.Keys(table)) {
-			v, err := read(table[name])
+			v, note, err := read(table[name])
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%q: %w", name, err))
 			}
@@ -108,13 +126,29 @@ func named[T any](read func(any) (T, error), set func(*Shared, T)) func(any) (fu
 				errs = append(errs, fmt.Errorf("%q: names that begin with %q are taken", name, providerSite))
 			}
 			limits[name] = v
+			notes = note
 		}
-		return limits, errors.Join(errs...)
+		return limits, notes, errors.Join(errs...)
 	}, func(d *draft, limits map[string]T) {
 		for name, v := range limits {
 			share(&d.shared, name, func(l *Shared) { set(l, v) })
 		}
 	})
+	k.adds = true
+	return k
+}
+
+// noteLocal says what becomes of KumoMTA's prefix local:, which lets each of
+// its nodes have the limit.
+const noteLocal = `"local:" has no effect: a limit holds for all processes together`
+
+// cutLocal takes the prefix off.
+func cutLocal(text string) (rest, note string) {
+	rest, local := strings.CutPrefix(text, "local:")
+	if local {
+		note = noteLocal
+	}
+	return rest, note
 }
 
 // tlsLevels maps KumoMTA's words, and ours, to what a route demands.
@@ -127,51 +161,81 @@ var tlsLevels = map[string]mail.TLSLevel{
 	"Required": mail.TLSVerify, "verify": mail.TLSVerify,
 }
 
-func count(value any) (int, error) {
+// count reads a whole number, or one as text: KumoMTA takes both.
+func count(value any) (int, string, error) {
 	n, ok := value.(int64)
+	note := ""
+	if text, isText := value.(string); isText {
+		var rest string
+		rest, note = cutLocal(text)
+		var err error
+		n, err = parseCount(rest)
+		ok = err == nil
+	}
 	if !ok || n < 1 || n > maxEvents {
-		return 0, fmt.Errorf("%v: want a whole number from 1 to %d", value, maxEvents)
+		return 0, "", fmt.Errorf("%v: want a whole number from 1 to %d", value, maxEvents)
 	}
-	return int(n), nil
+	return int(n), note, nil
 }
 
-func rate(value any) (Rate, error) {
+func rate(value any) (Rate, string, error) {
 	text, ok := value.(string)
 	if !ok {
-		return Rate{}, fmt.Errorf("%v: want a rate in quotes, such as \"100/min\"", value)
+		return Rate{}, "", fmt.Errorf("%v: want a rate in quotes, such as \"100/min\"", value)
 	}
-	return ParseRate(text)
+	text, note := cutLocal(text)
+	r, err := ParseRate(text)
+	return r, note, err
 }
 
-func duration(value any) (time.Duration, error) {
+func duration(value any) (retry.Duration, string, error) {
 	text, ok := value.(string)
 	if !ok {
-		return 0, fmt.Errorf("%v: want a duration in quotes, such as \"5 days\"", value)
+		return 0, "", fmt.Errorf("%v: want a duration in quotes, such as \"5 days\"", value)
 	}
-	return retry.ParseDuration(text)
+	d, err := retry.ParseDuration(text)
+	return retry.Duration(d), "", err
 }
 
-func schedule(value any) (retry.Schedule, error) {
+// dotTimeout reads the wait for the reply to the final dot.
+func dotTimeout(value any) (retry.Duration, string, error) {
+	d, note, err := duration(value)
+	if err == nil && time.Duration(d) < DefaultTimeouts.Dot {
+		// RFC 5321 §4.5.3.2.6.
+		note = "shorter than 10 minutes: a host that takes longer gets the message twice"
+	}
+	return d, note, err
+}
+
+func schedule(value any) (retry.Schedule, string, error) {
 	text, ok := value.(string)
 	if !ok {
-		return retry.Schedule{}, fmt.Errorf("%v: want intervals in quotes, such as \"5m,10m,1h\"", value)
+		return retry.Schedule{}, "", fmt.Errorf("%v: want intervals in quotes, such as \"5m,10m,1h\"", value)
 	}
-	return retry.Parse(text)
+	s, err := retry.Parse(text)
+	return s, "", err
 }
 
-func text(value any) (string, error) {
+// maxName bounds a name that becomes a label of metrics.
+const maxName = 100
+
+func text(value any) (string, string, error) {
 	text, ok := value.(string)
-	if !ok {
-		return "", fmt.Errorf("%v: want a text in quotes", value)
+	if !ok || text == "" || len(text) > maxName {
+		return "", "", fmt.Errorf("%v: want a text of 1 to %d octets in quotes", value, maxName)
 	}
-	return text, nil
+	return text, "", nil
 }
 
-func tlsLevel(value any) (mail.TLSLevel, error) {
+func tlsLevel(value any) (mail.TLSLevel, string, error) {
 	text, _ := value.(string)
 	level, ok := tlsLevels[text]
 	if !ok {
-		return "", fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt or verify", value)
+		return "", "", fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt or verify", value)
 	}
-	return level, nil
+	note := ""
+	if text == "Opportunistic" {
+		note = "certificates are not checked unless TLS is required"
+	}
+	return level, note, nil
 }

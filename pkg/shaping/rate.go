@@ -20,15 +20,20 @@ type Rate struct {
 // maxEvents bounds the memory that a window of events costs.
 const maxEvents = 1_000_000
 
-// ParseRate reads a rate as KumoMTA writes it: "100/s", "1000/30min",
+// parseCount reads a number in which digits may be grouped: 1_000 or 1,000.
+func parseCount(text string) (int64, error) {
+	return strconv.ParseInt(strings.NewReplacer("_", "", ",", "").Replace(strings.TrimSpace(text)), 10, 64)
+}
+
+// ParseRate reads a rate as KumoMTA writes it: "100/s", "1,000/30min",
 // "500/hour,max_burst=1", or "unlimited".
 func ParseRate(text string) (Rate, error) {
 	if strings.TrimSpace(text) == "unlimited" {
 		return Rate{}, nil
 	}
-	quota, option, hasOption := strings.Cut(text, ",")
-	number, period, ok := strings.Cut(quota, "/")
-	events, err := strconv.Atoi(strings.TrimSpace(number))
+	number, rest, ok := strings.Cut(text, "/")
+	period, option, hasOption := strings.Cut(rest, ",")
+	events, err := parseCount(number)
 	if !ok || err != nil || events < 1 || events > maxEvents {
 		return Rate{}, fmt.Errorf("rate %q: want N/period with N from 1 to %d, such as 100/min", text, maxEvents)
 	}
@@ -40,7 +45,7 @@ func ParseRate(text string) (Rate, error) {
 	if err != nil {
 		return Rate{}, fmt.Errorf("rate %q: %w", text, err)
 	}
-	r := Rate{Events: events, Period: length}
+	r := Rate{Events: int(events), Period: length}
 	if hasOption {
 		name, value, _ := strings.Cut(option, "=")
 		r.Burst, err = strconv.Atoi(strings.TrimSpace(value))

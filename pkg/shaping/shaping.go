@@ -1,10 +1,13 @@
 package shaping
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -13,36 +16,96 @@ import (
 
 // Config is what the environment says of shaping, for every service alike.
 type Config struct {
-	File             string         `envconfig:"SHAPING_FILE" desc:"TOML file with limits, TLS and retries by provider, site and domain; empty: none"`
+	File             string         `envconfig:"SHAPING_FILE" desc:"TOML file with limits, TLS and retries by provider, site and domain, over the presets and under the version in Postgres; empty: none"`
+	Presets          string         `envconfig:"SHAPING_PRESETS" default:"2026-11" desc:"version of the limits for large providers that come with postrider; none: without"`
 	RetrySchedule    retry.Schedule `envconfig:"RETRY_SCHEDULE" default:"5m,10m,20m,40m,80m,160m,4h" desc:"intervals between attempts; the last one repeats"`
 	MessageLifetime  retry.Duration `envconfig:"MESSAGE_LIFETIME" default:"5d" desc:"a recipient that is still queued after this time expires"`
 	DelayNoticeAfter retry.Duration `envconfig:"DELAY_NOTICE_AFTER" default:"4h" desc:"the sender is told once of a delay that lasts so long"`
 }
 
-// Shaping is the whole configuration, all layers.
+// Shaping is the whole configuration, all layers, at one moment. It never
+// changes, so it may be used from any goroutine.
 type Shaping struct {
-	base Values // the layers below the file
-	file file
+	base     Values // the layers below the files
+	blocks   blocks
+	sites    map[mail.Site][]*block // blocks of domains with mx_rollup, by the site that each shares with others
+	named    map[string]bool        // sources with blocks
+	measures []measure
+
+	mu    sync.RWMutex
+	cache map[origin]Values // guarded by mu
 }
 
-// Load reads the file that the configuration names, if any. The error joins
-// everything that is wrong with the file.
-func Load(cfg Config) (*Shaping, error) {
-	s := &Shaping{base: defaults()}
+// Text is the text of one file.
+type Text struct {
+	From string // what errors and Explain call it
+	TOML string
+}
+
+// Build makes a Shaping of files, each laid over those before. The error
+// joins everything that is wrong with them.
+func Build(cfg Config, texts ...Text) (s *Shaping, warnings []string, err error) {
+	s = &Shaping{base: defaults(), named: map[string]bool{}, cache: map[origin]Values{}}
 	s.base.RetrySchedule = cfg.RetrySchedule
 	s.base.MessageLifetime = time.Duration(cfg.MessageLifetime)
 	s.base.DelayNoticeAfter = time.Duration(cfg.DelayNoticeAfter)
-	if cfg.File == "" {
-		return s, nil
+	var errs []error
+	for _, t := range texts {
+		f, notes, err := read(t.From, t.TOML)
+		for _, note := range notes {
+			warnings = append(warnings, t.From+": "+note)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", t.From, err))
+			continue
+		}
+		s.blocks.over(f)
 	}
-	text, err := os.ReadFile(cfg.File)
+	s.blocks.each(func(b *block) {
+		for source := range b.sources {
+			s.named[source] = true
+		}
+	})
+	for _, p := range s.blocks.providers {
+		if len(p.match) == 0 {
+			warnings = append(warnings, providerBlock(p.id)+": without match it holds for nothing")
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, warnings, err
+	}
+	return s, warnings, nil
+}
+
+// Load makes the Shaping of the presets and the file that the configuration
+// names. The error joins everything that is wrong with the file.
+func Load(cfg Config) (*Shaping, error) {
+	texts, err := cfg.texts()
 	if err != nil {
-		return nil, fmt.Errorf("shaping file: %w", err)
+		return nil, err
 	}
-	if s.file, err = parse(string(text)); err != nil {
-		return nil, fmt.Errorf("shaping file %s: %w", cfg.File, err)
+	s, _, err := Build(cfg, texts...)
+	return s, err
+}
+
+// texts returns the files below the version in Postgres.
+func (c Config) texts() ([]Text, error) {
+	var texts []Text
+	if c.Presets != "" && c.Presets != "none" {
+		preset, err := Preset(c.Presets)
+		if err != nil {
+			return nil, err
+		}
+		texts = append(texts, preset)
 	}
-	return s, nil
+	if c.File != "" {
+		text, err := os.ReadFile(c.File)
+		if err != nil {
+			return nil, fmt.Errorf("shaping file: %w", err)
+		}
+		texts = append(texts, Text{"shaping file " + c.File, string(text)})
+	}
+	return texts, nil
 }
 
 // The sites that the file gives names to.
@@ -59,43 +122,171 @@ type Query struct {
 	Source string      // that the mail leaves from; "": what holds whatever the source
 }
 
+// origin is all of a query that its values depend on. There are as many as
+// the files and measures distinguish, not as many as there are domains.
+type origin struct {
+	providers [2]*provider
+	site      mail.Site
+	domain    mail.Domain
+	source    string
+}
+
 // For returns the values for mail to a domain at a site from a source. They
 // are shared: nobody may change what they refer to.
 func (s *Shaping) For(q Query) Values {
-	q.Domain = domainOf(q.Domain, q.Site)
-	d := draft{Values: s.base}
-	d.Named = s.file.names[string(q.Site)].limits || s.file.names[string(q.Domain)].limits
-	if p := s.provider(q); p != nil {
-		d.Provider = p.id
+	o, more := s.origin(q)
+	if more != nil {
+		return s.compute(o, more)
 	}
-	for _, l := range s.layers(q) {
-		for _, set := range l.settings {
-			set.apply(&d)
+	s.mu.RLock()
+	v, ok := s.cache[o]
+	s.mu.RUnlock()
+	if ok {
+		return v
+	}
+	v = s.compute(o, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cache[o] = v
+	return v
+}
+
+// origin reduces a query to what its values depend on. More than two
+// providers that hold at once are in more.
+func (s *Shaping) origin(q Query) (o origin, more []*provider) {
+	if of, ok := strings.CutPrefix(string(q.Site), domainSite); ok && q.Domain == "" {
+		q.Domain = mail.Domain(of)
+	}
+	n := 0
+	named := ProviderOf(q.Site)
+	for _, p := range s.blocks.providers {
+		if p.id != named && !p.matches(q.Domain, q.Hosts) {
+			continue
+		}
+		if n < len(o.providers) {
+			o.providers[n] = p
+		}
+		more = append(more, p)
+		n++
+	}
+	if n <= len(o.providers) {
+		more = nil
+	}
+	if named != "" || s.knowsSite(q.Site) {
+		o.site = q.Site
+	}
+	if s.blocks.names[string(q.Domain)] != nil || s.measuresDomain(q.Domain) {
+		o.domain = q.Domain
+	}
+	if q.Source != "" && (s.named[q.Source] || named != "" || n > 0 || s.measuresSource(q.Source)) {
+		o.source = q.Source
+	}
+	return o, more
+}
+
+func (s *Shaping) knowsSite(site mail.Site) bool {
+	return s.blocks.names[string(site)] != nil || s.sites[site] != nil || s.measuresSite(site)
+}
+
+// compute lays the layers over each other.
+func (s *Shaping) compute(o origin, providers []*provider) Values {
+	layers, blocks := s.layers(o, providers)
+	d := draft{Values: s.base}
+	for _, b := range blocks {
+		if b.provider != "" {
+			d.Provider = b.provider
+		}
+		d.Named = d.Named || b.own && b.limits()
+		d.Rules = append(d.Rules, b.rules...)
+	}
+	for _, p := range effective(layers) {
+		p.apply(&d)
+	}
+	return d.finish(o)
+}
+
+// holding is a block that holds for a query.
+type holding struct {
+	*block
+	provider string // its id, for the block of one
+	own      bool   // it has the name of the site or the domain
+}
+
+// layers returns the layers that hold, lowest first: those for all sources in
+// the order of KumoMTA, those for the source of the default or of providers
+// right behind them, those for the source of a site or domain, and measures
+// last.
+func (s *Shaping) layers(o origin, providers []*provider) ([]layer, []holding) {
+	if providers == nil {
+		providers = slices.DeleteFunc(slices.Clone(o.providers[:]), func(p *provider) bool { return p == nil })
+	}
+	base := []holding{{block: &s.blocks.base}}
+	var of, own []holding
+	for _, p := range providers {
+		of = append(of, holding{block: &p.block, provider: p.id})
+	}
+	add := func(b *block) {
+		if b != nil && !slices.ContainsFunc(own, func(h holding) bool { return h.block == b }) {
+			own = append(own, holding{block: b, own: true})
 		}
 	}
-	return d.finish(q)
-}
-
-// domainOf returns the domain that the values are asked for.
-func domainOf(domain mail.Domain, site mail.Site) mail.Domain {
-	if of, ok := strings.CutPrefix(string(site), domainSite); ok && domain == "" {
-		return mail.Domain(of)
+	if site := s.blocks.names[string(o.site)]; site != nil && string(o.site) != string(o.domain) {
+		add(site)
 	}
-	return domain
+	for _, b := range s.sites[o.site] {
+		add(b)
+	}
+	add(s.blocks.names[string(o.domain)])
+	var layers []layer
+	for _, group := range [][]holding{base, of, own} {
+		for _, h := range group {
+			layers = append(layers, h.layers...)
+		}
+		for _, h := range group {
+			layers = append(layers, h.sources[o.source]...)
+		}
+	}
+	return append(layers, s.measured(o)...), slices.Concat(base, of, own)
 }
 
-// Site returns the site that the file gives to domain: "domain:example.com"
-// when its block has mx_rollup = false, or "provider:name" of the provider
-// that serves it; "" if the file says nothing and the site is the rollup of
-// the hosts.
+// each calls f with every block.
+func (all *blocks) each(f func(*block)) {
+	f(&all.base)
+	for _, p := range all.providers {
+		f(&p.block)
+	}
+	for _, id := range slices.Sorted(maps.Keys(all.names)) {
+		f(all.names[id])
+	}
+}
+
+// Site returns the site that the files give to domain: "domain:example.com"
+// when its block has mx_rollup = false, or "provider:name" when a limit holds
+// for all sites of the provider that serves it; "" if they say nothing and
+// the site is the rollup of the hosts.
 func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
-	if s.file.names[string(domain)].apart {
+	if b := s.blocks.names[string(domain)]; b != nil && b.apart {
 		return mail.Site(domainSite + string(domain))
 	}
-	if p := s.file.find(domain, hosts); p != nil {
-		return mail.Site(providerSite + p.id)
+	for _, p := range s.blocks.providers {
+		if p.wide() && p.matches(domain, hosts) {
+			return mail.Site(providerSite + p.id)
+		}
 	}
 	return ""
+}
+
+// Rollups returns the domains whose blocks hold for all that shares their
+// mail exchangers.
+func (s *Shaping) Rollups() []mail.Domain {
+	var all []mail.Domain
+	for id, b := range s.blocks.names {
+		if domain, err := mail.ParseDomain(id); err == nil && !b.apart && strings.Contains(id, ".") {
+			all = append(all, domain)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // ProviderOf returns the name of the provider block that site is named after,
@@ -108,52 +299,30 @@ func ProviderOf(site mail.Site) string {
 	return id
 }
 
-// Origin says which block set a key.
-type Origin struct{ Key, Block string }
+// Origin says which block set a key, and to what.
+type Origin struct{ Key, Value, Block, From string }
 
-// Explain returns the keys that the file sets for a query, sorted, each with
-// the block whose value counts.
+// Explain returns what counts for a query, sorted by key, each with the block
+// that set it. What no block set is from the environment or built in.
 func (s *Shaping) Explain(q Query) []Origin {
-	q.Domain = domainOf(q.Domain, q.Site)
+	o, more := s.origin(q)
+	layers, _ := s.layers(o, more)
+	v := s.compute(o, more)
 	var all []Origin
-	for _, l := range s.layers(q) {
-		for _, set := range l.settings {
-			all = slices.DeleteFunc(all, func(o Origin) bool { return o.Key == set.key })
-			all = append(all, Origin{set.key, l.name})
+	set := map[string]bool{}
+	for _, p := range effective(layers) {
+		set[p.key] = true
+		value := p.text
+		if k, ok := keys[p.key]; ok && k.show != nil {
+			value = k.show(&v)
+		}
+		all = append(all, Origin{p.key, value, p.layer.name, p.layer.from})
+	}
+	for name, k := range keys {
+		if k.show != nil && !set[name] {
+			all = append(all, Origin{Key: name, Value: k.show(&v), From: "default"})
 		}
 	}
-	slices.SortFunc(all, func(a, b Origin) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortStableFunc(all, func(a, b Origin) int { return strings.Compare(a.Key, b.Key) })
 	return all
-}
-
-// layers returns the layers that hold, lowest first: those for all sources in
-// the order of KumoMTA, those for the source of the default or of a provider
-// right behind it, those for the source of a site or domain last.
-func (s *Shaping) layers(q Query) []layer {
-	layers := append(make([]layer, 0, 8), s.file.base.layer)
-	layers = s.file.base.appendSource(layers, q.Source)
-	if p := s.provider(q); p != nil {
-		layers = append(layers, p.layer)
-		layers = p.appendSource(layers, q.Source)
-	}
-	site, domain := s.file.names[string(q.Site)], s.file.names[string(q.Domain)]
-	if string(q.Site) == string(q.Domain) {
-		site = block{}
-	}
-	layers = append(layers, site.layer, domain.layer)
-	layers = site.appendSource(layers, q.Source)
-	return domain.appendSource(layers, q.Source)
-}
-
-// provider returns the provider that the site is named after, or that serves
-// the domain.
-func (s *Shaping) provider(q Query) *provider {
-	if id := ProviderOf(q.Site); id != "" {
-		for i := range s.file.providers {
-			if s.file.providers[i].id == id {
-				return &s.file.providers[i]
-			}
-		}
-	}
-	return s.file.find(q.Domain, q.Hosts)
 }

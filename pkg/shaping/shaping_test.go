@@ -3,6 +3,7 @@ package shaping_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,10 @@ match = [{MXSuffix=".google.com"}, {MXSuffix=".googlemail.com"}, {DomainSuffix="
 connection_limit = 5
 max_deliveries_per_connection = 50
 enable_tls = "Required"
+
+[provider."wide"]
+match = [{DomainSuffix=".wide.example"}]
+provider_max_message_rate = "100/min"
 
 [provider."small"]
 match = [{HostName="mx.small.test"}]
@@ -250,7 +255,8 @@ func TestSite(t *testing.T) {
 		want   mail.Site
 	}{
 		{"apart.example", hosts("aspmx.l.google.com"), "domain:apart.example"},
-		{"corp.example", hosts("aspmx.l.google.com"), "provider:google"},
+		{"corp.example", hosts("aspmx.l.google.com"), ""},
+		{"corp.wide.example", nil, "provider:wide"},
 		{"else.example", hosts("mx.else.example"), ""},
 		{"else.example", nil, ""},
 	} {
@@ -263,12 +269,20 @@ func TestSite(t *testing.T) {
 func TestExplainNamesTheBlockThatCounts(t *testing.T) {
 	s := mustLoad(t, sample)
 	got := s.Explain(shaping.Query{Domain: "apart.example", Hosts: hosts("aspmx.l.google.com"), Source: "warm"})
+	at := func(o shaping.Origin) shaping.Origin {
+		o.From = strings.Split(o.From, " ")[0]
+		return o
+	}
+	for i := range got {
+		got[i] = at(got[i])
+	}
+	got = slices.DeleteFunc(got, func(o shaping.Origin) bool { return o.From == "default" })
 	want := []shaping.Origin{
-		{Key: "connection_limit", Block: `"apart.example"`},
-		{Key: "enable_tls", Block: `provider."google"`},
-		{Key: "max_age", Block: `"default"`},
-		{Key: "max_connection_rate", Block: `"default"`},
-		{Key: "max_deliveries_per_connection", Block: `provider."google"`},
+		{Key: "connection_limit", Value: "2", Block: `"apart.example"`, From: "shaping"},
+		{Key: "enable_tls", Value: "verify", Block: `provider."google"`, From: "shaping"},
+		{Key: "max_age", Value: "3d", Block: `"default"`, From: "shaping"},
+		{Key: "max_connection_rate", Value: "100/1m", Block: `"default"`, From: "shaping"},
+		{Key: "max_deliveries_per_connection", Value: "50", Block: `provider."google"`, From: "shaping"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -302,8 +316,8 @@ connection_limit = 1
 	}
 	for _, want := range []string{
 		"shaping.toml", "stray: want a block",
-		`"default".connection_limt: unknown key`, `"default".connection_limit: 0: want a whole number`, `"default".mx_rollup: only`,
-		`provider."p".match: want a list`, `provider."p".max_message_rate: rate "fast"`, `provider."p".mx_rollup: only`,
+		`"default".connection_limt: unknown key`, `"default".connection_limit: 0: want a whole number`,
+		`provider."p".max_message_rate: rate "fast"`, `provider."p".mx_rollup: only`,
 		`provider."q".match: `, `provider."q".max_age: 5: want a duration`,
 		`"d.example".enable_tls: Maybe`, `"d.example".retry_schedule: `, `"tea"`, `"d.example".mx_rollup: want true or false`,
 		`another block for this domain`, `"example".com: unknown key (a domain`,
@@ -387,13 +401,16 @@ func TestProvidersAreFoundAlikeByEveryProcess(t *testing.T) {
 	s := mustLoad(t, `
 [provider."b"]
 match = [{DomainSuffix=".both.example"}]
+provider_connection_limit = 3
 [provider."a"]
 match = [{DomainSuffix=".both.example"}]
+provider_connection_limit = 2
+connection_limit = 4
 `)
 	for range 20 {
 		site := s.Site("x.both.example", nil)
-		if id := shaping.ProviderOf(site); id != "a" {
-			t.Fatalf("got provider %q of site %q, want the first by name each time", id, site)
+		if id := shaping.ProviderOf(site); id != "b" {
+			t.Fatalf("got provider %q of site %q, want the first of the file each time", id, site)
 		}
 	}
 	if id := shaping.ProviderOf("mx.example"); id != "" {

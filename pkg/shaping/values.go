@@ -46,14 +46,17 @@ type Values struct {
 	// the limits, rather than a block that holds for many.
 	Named bool
 
-	RecipientsPerTransaction int           // max_recipients_per_batch, 1 or more
-	Provider                 string        // provider_name, else the first provider block that holds, else ""
-	IdleTimeout              time.Duration // idle_timeout: a connection without work is kept so long
-	Timeouts                 Timeouts
-	TLS                      mail.TLSLevel // enable_tls
-	RetrySchedule            retry.Schedule
-	MessageLifetime          time.Duration // max_age
-	DelayNoticeAfter         time.Duration // delay_notice_after
+	RecipientsPerTransaction int // max_recipients_per_batch, 1 or more
+	// Rules are the automation that holds for the replies, lowest layer first.
+	Rules []Rule
+
+	Provider         string        // provider_name, else the last provider block that holds, else ""
+	IdleTimeout      time.Duration // idle_timeout: a connection without work is kept so long
+	Timeouts         Timeouts
+	TLS              mail.TLSLevel // enable_tls
+	RetrySchedule    retry.Schedule
+	MessageLifetime  time.Duration // max_age
+	DelayNoticeAfter time.Duration // delay_notice_after
 }
 
 // defaults are the values under every layer: FEATURES.md §0, column "ours".
@@ -105,15 +108,15 @@ func share(limits *map[string]Shared, name string, change func(*Shared)) {
 
 // finish returns the values for mail from a source. What a provider allows in
 // all bounds what a site that is named after it may have.
-func (d *draft) finish(q Query) Values {
+func (d *draft) finish(o origin) Values {
 	for name, l := range d.provider {
-		if ProviderOf(q.Site) == name {
+		if ProviderOf(o.site) == name {
 			if l.Connections > 0 {
 				d.Connections = min(d.Connections, l.Connections)
 			}
 			d.MessageRate = d.MessageRate.Slower(l.MessageRate)
 		}
-		l.Name = providerSite + name + "/" + q.Source
+		l.Name = providerSite + name + "/" + o.source
 		d.Shared = append(d.Shared, l)
 	}
 	for name, l := range d.shared {
