@@ -85,6 +85,10 @@ type DeliverBy struct {
 	Trace  bool      // the sender is told of each relay to a host that knows the extension
 }
 
+// Notice reports whether the sender is told of the delay at At: mode N. It was
+// told before when At is not after the acceptance.
+func (by DeliverBy) Notice() bool { return !by.At.IsZero() && !by.Return }
+
 // Message is an accepted message without its content and recipients: facts
 // that never change, so they may travel on the bus.
 type Message struct {

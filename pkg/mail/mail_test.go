@@ -94,6 +94,9 @@ func TestPlanReport(t *testing.T) {
 	accepted := time.Now()
 	sender := mail.Message{AcceptedAt: accepted, Envelope: mail.Envelope{ReversePath: "a@example.com"}}
 	null := mail.Message{AcceptedAt: accepted}
+	by := func(by mail.DeliverBy) mail.Message {
+		return mail.Message{AcceptedAt: accepted, Envelope: mail.Envelope{ReversePath: "a@example.com", DeliverBy: by}}
+	}
 	notify := func(n mail.Notify) mail.Pending { return mail.Pending{Recipient: mail.Recipient{Notify: n}} }
 	second := mail.Pending{Tries: 1}
 	notice := accepted.Add(4 * time.Hour)
@@ -117,6 +120,10 @@ func TestPlanReport(t *testing.T) {
 		"delay without an attempt":           {m: sender, o: mail.Outcome{Action: mail.Delayed, Untried: true}},
 		"delay, NOTIFY=FAILURE":              {m: sender, p: notify(mail.NotifyFailure), o: mail.Outcome{Action: mail.Delayed}},
 		"cancelled":                          {m: sender, o: mail.Outcome{Action: mail.Cancelled}},
+		"RFC 2852 §4: N has its own time":    {m: by(mail.DeliverBy{At: notice}), o: mail.Outcome{Action: mail.Delayed}},
+		"RFC 2852 §4: R has not":             {m: by(mail.DeliverBy{At: notice, Return: true}), o: mail.Outcome{Action: mail.Delayed}, want: notice},
+		"RFC 2852 §4: a trace":               {m: by(mail.DeliverBy{At: notice, Trace: true}), o: mail.Outcome{Action: mail.Relayed}, handedOn: true, want: accepted},
+		"RFC 2852 §4: a trace, NEVER":        {m: by(mail.DeliverBy{At: notice, Trace: true}), p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Relayed}},
 	} {
 		c.o.PlanReport(c.m, c.p, 4*time.Hour, c.handedOn)
 		if !c.o.ReportAt.Equal(c.want) {

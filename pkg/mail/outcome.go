@@ -77,7 +77,8 @@ type Settlement struct {
 
 // PlanReport sets when the sender is to hear of the outcome. A delay is
 // noticed delayNotice after acceptance (0: never) and only by the first delay
-// of a recipient, so that there is one notice. handedOn says that the next
+// of a recipient, so that there is one notice; it is not planned where BY has
+// set its time. handedOn says that the next
 // hop took over the duty to report success (RFC 3461 §5.2.2).
 func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, handedOn bool) {
 	now := m.AcceptedAt // due at once: any moment that has passed
@@ -89,11 +90,13 @@ func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, ha
 			o.ReportAt = now
 		}
 	case o.Action == Relayed:
-		if r.Notify.Wants(NotifySuccess) && !handedOn {
+		// RFC 2852 §4: with a trace, of every relay that NOTIFY does not forbid.
+		traced := m.Envelope.DeliverBy.Trace && r.Notify != NotifyNever
+		if traced || r.Notify.Wants(NotifySuccess) && !handedOn {
 			o.ReportAt = now
 		}
 	case o.Action == Delayed:
-		if r.Tries == 0 && delayNotice > 0 && r.Notify.Wants(NotifyDelay) && !o.Untried {
+		if r.Tries == 0 && delayNotice > 0 && !m.Envelope.DeliverBy.Notice() && r.Notify.Wants(NotifyDelay) && !o.Untried {
 			o.ReportAt = m.AcceptedAt.Add(delayNotice)
 		}
 	}

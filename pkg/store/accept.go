@@ -220,6 +220,10 @@ func appendAccept(c *copyMessage, group []*mail.Submission, before, after string
 		fmt.Fprintf(&sql, copyRecipients, d)
 		fmt.Fprintf(&sql, copyContents, b.leaf)
 	}
+	notices := withNotices(group)
+	if len(notices) > 0 {
+		sql.WriteString(copyNotices)
+	}
 	sql.WriteString(after)
 	c.query(sql.String())
 	for _, b := range batches {
@@ -238,6 +242,13 @@ func appendAccept(c *copyMessage, group []*mail.Submission, before, after string
 		start = c.data()
 		for _, sub := range b.items {
 			appendContent(c, sub)
+		}
+		c.done(start)
+	}
+	if len(notices) > 0 {
+		start := c.data()
+		for _, sub := range notices {
+			appendNotice(c, sub)
 		}
 		c.done(start)
 	}
@@ -320,6 +331,27 @@ func appendRecipient(c *copyMessage, sub *mail.Submission, r *mail.Recipient) {
 	c.text(string(r.Domain))
 	c.text(string(r.ForwardPath))
 	c.text(r.ORCPT)
+}
+
+// copyNotices plans what RFC 2852 §4 has in mode N: the sender is told at the
+// time of BY of what has not left by then.
+const copyNotices = `COPY reports (queue_id, kind, due_at) FROM STDIN BINARY; `
+
+func withNotices(group []*mail.Submission) (notices []*mail.Submission) {
+	for _, sub := range group {
+		by := sub.Envelope.DeliverBy
+		if by.Notice() && by.At.After(sub.AcceptedAt) && !sub.Envelope.ReversePath.IsNull() {
+			notices = append(notices, sub)
+		}
+	}
+	return notices
+}
+
+func appendNotice(c *copyMessage, sub *mail.Submission) {
+	c.row(3)
+	c.uuid(sub.ID)
+	c.text("delay")
+	c.time(sub.Envelope.DeliverBy.At)
 }
 
 const copyContents = `COPY contents_%s (queue_id, chunk_no, content) FROM STDIN BINARY; `

@@ -336,8 +336,13 @@ func TestRoleOfIngress(t *testing.T) {
 	must(t, f.CreateCredential(t.Context(), credentials()[1]))
 	s := f.as(t, "postrider_ingress")
 	for name, call := range map[string]func() error{
-		"ping":      func() error { return s.Ping(t.Context()) },
-		"accept":    func() error { return s.Accept(t.Context(), []*mail.Submission{submission(1)}) },
+		"ping":   func() error { return s.Ping(t.Context()) },
+		"accept": func() error { return s.Accept(t.Context(), []*mail.Submission{submission(1)}) },
+		"accept with BY": func() error {
+			sub := submission(1)
+			sub.Envelope.DeliverBy = mail.DeliverBy{At: time.Now().Add(time.Hour)}
+			return s.Accept(t.Context(), []*mail.Submission{sub})
+		},
 		"grant":     func() error { _, err := s.Grant(t.Context(), "key"); return err },
 		"standings": func() error { _, err := s.Standings(t.Context(), []string{"x"}); return err },
 		"failed":    func() error { _, err := s.AuthFailed(t.Context(), []string{"x"}); return err },

@@ -20,16 +20,17 @@ type Filter struct {
 	ReversePath string
 	Site        string
 	Tenant      string
+	Campaign    string
 }
 
 // args returns the filter as the arguments of the operators' functions, null
 // where nothing was asked.
 func (f Filter) args() pgx.NamedArgs {
-	args := pgx.NamedArgs{"id": nil, "domain": nil, "path": nil, "site": nil, "tenant": nil}
+	args := pgx.NamedArgs{"id": nil, "domain": nil, "path": nil, "site": nil, "tenant": nil, "campaign": nil}
 	if !f.ID.IsZero() {
 		args["id"] = f.ID
 	}
-	for name, value := range map[string]string{"domain": f.Domain, "path": f.ReversePath, "site": f.Site, "tenant": f.Tenant} {
+	for name, value := range map[string]string{"domain": f.Domain, "path": f.ReversePath, "site": f.Site, "tenant": f.Tenant, "campaign": f.Campaign} {
 		if value != "" {
 			args[name] = value
 		}
@@ -46,6 +47,7 @@ type QueueRow struct {
 	Place         string // waiting, parked, claimed, in transaction, held
 	ReversePath   mail.ReversePath
 	ForwardPath   mail.ForwardPath
+	Campaign      string // "" for none
 	Site          string // "" before the first route
 	Tries         int16
 	AcceptedAt    time.Time
@@ -60,13 +62,14 @@ type QueueRow struct {
 func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, error) {
 	const q = `
 		SELECT queue_id, recipient_no, state::text, place, reverse_path, forward_path, coalesce(site, ''), tries,
-		       accepted_at, next_attempt_at, expires_at, coalesce(last_status, ''), coalesce(last_reply, ''), coalesce(last_host, '')
+		       accepted_at, next_attempt_at, expires_at, coalesce(last_status, ''), coalesce(last_reply, ''), coalesce(last_host, ''), campaign
 		FROM queue
 		WHERE (@id::uuid IS NULL OR queue_id = @id)
 		  AND (@domain::text IS NULL OR domain = lower(@domain))
 		  AND (@path::text IS NULL OR reverse_path = @path)
 		  AND (@site::text IS NULL OR site = @site)
 		  AND (@tenant::text IS NULL OR tenant = @tenant)
+		  AND (@campaign::text IS NULL OR campaign = @campaign)
 		ORDER BY queue_id, recipient_no
 		LIMIT @limit`
 	args := f.args()
@@ -78,7 +81,7 @@ func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, err
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r QueueRow, err error) {
 		var next *time.Time
 		err = row.Scan(&r.ID, &r.RecipientNo, &r.State, &r.Place, &r.ReversePath, &r.ForwardPath, &r.Site, &r.Tries,
-			&r.AcceptedAt, &next, &r.ExpiresAt, &r.LastStatus, &r.LastReply, &r.LastHost)
+			&r.AcceptedAt, &next, &r.ExpiresAt, &r.LastStatus, &r.LastReply, &r.LastHost, &r.Campaign)
 		if next != nil {
 			r.NextAttemptAt = *next
 		}

@@ -65,7 +65,7 @@ func TestQueueFilters(t *testing.T) {
 	f := setup(t)
 	one, two := submission(2), submission(1)
 	two.Recipients[0].Domain, two.Recipients[0].ForwardPath = "example.net", "x@example.net"
-	two.Tenant = "acme"
+	two.Tenant, two.Campaign = "acme", "spring"
 	f.accept(t, one, two)
 	for name, tc := range map[string]struct {
 		filter store.Filter
@@ -77,6 +77,7 @@ func TestQueueFilters(t *testing.T) {
 		"id":              {store.Filter{ID: two.ID}, 10, 1},
 		"domain":          {store.Filter{Domain: "Example.ORG"}, 10, 2},
 		"tenant":          {store.Filter{Tenant: "acme"}, 10, 1},
+		"campaign":        {store.Filter{Campaign: "spring"}, 10, 1},
 		"site":            {store.Filter{Site: "nowhere"}, 10, 0},
 		"both must match": {store.Filter{ID: two.ID, Domain: "example.org"}, 10, 0},
 		"reverse-path":    {store.Filter{ReversePath: "sender@example.com"}, 10, 3},
@@ -128,6 +129,18 @@ func TestOperate(t *testing.T) {
 			t.Errorf("after %s: %s, want %s", step.op, state, step.state)
 		}
 	}
+	for _, op := range []store.Operation{store.Hold, store.Release, store.Retry, store.Fail} {
+		campaign := submission(1)
+		campaign.Campaign = "spring " + string(op)
+		f.accept(t, campaign)
+		if op == store.Release {
+			f.exec(t, "SELECT hold(queue_id => $1)", campaign.ID)
+		}
+		if got, err := f.Operate(t.Context(), op, store.Filter{Campaign: campaign.Campaign}, "because"); err != nil || got != 1 {
+			t.Errorf("%s by campaign: %d, %v", op, got, err)
+		}
+	}
+	f.exec(t, "SELECT cancel('over', campaign => m.campaign) FROM messages m WHERE m.campaign <> ''")
 	other := submission(1)
 	f.accept(t, other)
 	if got, err := f.Operate(t.Context(), store.Cancel, store.Filter{Domain: "example.org"}, "because"); err != nil || got != 1 {

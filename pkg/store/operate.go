@@ -23,11 +23,11 @@ const (
 
 // operations are the statements of the operations.
 var operations = map[Operation]string{
-	Hold:    `SELECT hold(@id, @domain, @path, @site, @tenant)`,
-	Release: `SELECT release(@id, @domain, @path, @site, @tenant)`,
-	Retry:   `SELECT retry_now(@id, @domain, @path, @site, @tenant)`,
-	Fail:    `SELECT fail(@reason, @id, @domain, @path, @site, @tenant)`,
-	Cancel:  `SELECT cancel(@reason, @id, @domain, @path, @site, @tenant)`,
+	Hold:    `SELECT hold(@id, @domain, @path, @site, @tenant, @campaign)`,
+	Release: `SELECT release(@id, @domain, @path, @site, @tenant, @campaign)`,
+	Retry:   `SELECT retry_now(@id, @domain, @path, @site, @tenant, @campaign)`,
+	Fail:    `SELECT fail(@reason, @id, @domain, @path, @site, @tenant, @campaign)`,
+	Cancel:  `SELECT cancel(@reason, @id, @domain, @path, @site, @tenant, @campaign)`,
 }
 
 // Operate does op to every recipient that the filter chooses and that is in
@@ -35,7 +35,7 @@ var operations = map[Operation]string{
 // empty filter, for that is the whole queue. reason is of Fail and Cancel.
 func (s *Store) Operate(ctx context.Context, op Operation, f Filter, reason string) (changed int64, err error) {
 	if f == (Filter{}) {
-		return 0, errors.New("choose recipients by at least one of queue id, domain, reverse-path, site, tenant")
+		return 0, errors.New("choose recipients by at least one of queue id, domain, reverse-path, site, tenant, campaign")
 	}
 	args := f.args()
 	args["reason"] = reason

@@ -232,6 +232,24 @@ func TestExpireInEveryPlace(t *testing.T) {
 	}
 }
 
+// RFC 2852 §4: what comes back because its sender said so has a permanent
+// status.
+func TestExpireByTheSendersTime(t *testing.T) {
+	f := setup(t)
+	by, own := submission(1), submission(1)
+	by.Envelope.DeliverBy = mail.DeliverBy{At: by.AcceptedAt.Add(-time.Second), Return: true}
+	f.accept(t, by, own)
+	f.exec(t, `UPDATE recipients SET expires_at = now() - interval '1 second', next_attempt_at = now() - interval '1 second'`)
+	if n, _, err := f.Expire(t.Context(), 100); err != nil || n != 2 {
+		t.Fatalf("expired %d, %v", n, err)
+	}
+	for id, want := range map[mail.QueueID]string{by.ID: "5.4.7", own.ID: "4.4.7"} {
+		if got := one[string](t, f, `SELECT status FROM attempts WHERE queue_id = $1`, id); got != want {
+			t.Errorf("status %s, want %s", got, want)
+		}
+	}
+}
+
 func TestSettleUnclaimed(t *testing.T) {
 	f := setup(t)
 	sub := submission(1)

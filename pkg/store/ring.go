@@ -147,7 +147,8 @@ func (s *Store) TakeLost(ctx context.Context, limit int) ([]mail.QueuedMessage, 
 	return queued, nil
 }
 
-// Status 4.4.7: RFC 3463 §3.5, delivery time expired. A claimed recipient
+// Status 4.4.7: RFC 3463 §3.5, delivery time expired; 5.4.7 when it was the
+// sender who set it (RFC 2852 §4, mode R). A claimed recipient
 // expires like any other, by the fence; one that is in a transaction with
 // the remote host is left to its worker for longer than any transaction takes.
 const expireRows = `WITH due AS (
@@ -167,13 +168,14 @@ expired AS (
     FROM due d
     JOIN messages m ON m.queue_id = d.queue_id
     WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
-    RETURNING r.queue_id, r.recipient_no, r.attempt, r.final_reported, coalesce(r.site, '') AS site),
+    RETURNING r.queue_id, r.recipient_no, r.attempt, r.final_reported, coalesce(r.site, '') AS site,
+              CASE WHEN m.deliver_by_mode LIKE 'R%' AND m.deliver_by <= now() THEN '5.4.7' ELSE '4.4.7' END AS status),
 logged AS (
     INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, status, started_at, site, reply)
-    SELECT e.queue_id, array_agg(e.recipient_no ORDER BY e.recipient_no), e.attempt, 'expired', 'queue', '4.4.7', now(), e.site,
+    SELECT e.queue_id, array_agg(e.recipient_no ORDER BY e.recipient_no), e.attempt, 'expired', 'queue', e.status, now(), e.site,
            'the message was not delivered within its lifetime'
     FROM expired e
-    GROUP BY e.queue_id, e.attempt, e.site),
+    GROUP BY e.queue_id, e.attempt, e.site, e.status),
 due_reports AS (
     INSERT INTO reports (queue_id, kind, due_at)
     SELECT DISTINCT e.queue_id, 'final', now() FROM expired e WHERE NOT e.final_reported)

@@ -45,7 +45,7 @@ func TestSubmit(t *testing.T) {
 	f := setup(t)
 	before := time.Now().Add(-time.Second)
 	id := f.submit(t, `'ann@example.com', '{bob@Example.ORG,"\"a b\"@example.net",bob@example.org,x@[192.0.2.1]}', $1::text,
-		tenant => 'acme', priority => 3::smallint, notify => 'success,failure', ret => 'hdrs', envid => 'e 1',
+		tenant => 'acme', campaign => 'spring', priority => 3::smallint, notify => 'success,failure', ret => 'hdrs', envid => 'e 1',
 		traceparent => '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'`, content)
 	if _, err := words.ParseQueueID(id.String()); err != nil || id.Time().Before(before) || id.Time().After(time.Now().Add(time.Second)) {
 		t.Errorf("id %s of %s, %v", id, id.Time(), err)
@@ -77,7 +77,7 @@ func TestSubmit(t *testing.T) {
 		t.Errorf("trace field: %.200q", got)
 	}
 	if n := one[int](t, f, `SELECT count(*) FROM messages WHERE size_bytes = $1 AND tenant = 'acme' AND priority = 3 AND recipient_count = 3
-		AND body_type = '8BITMIME' AND NOT smtputf8 AND ret = 'HDRS' AND envid = 'e 1' AND protocol = 'SQL'`, len(got)); n != 1 {
+		AND body_type = '8BITMIME' AND NOT smtputf8 AND ret = 'HDRS' AND envid = 'e 1' AND protocol = 'SQL' AND campaign = 'spring' AND NOT tls_optional`, len(got)); n != 1 {
 		t.Error("the message row is not as submitted")
 	}
 	if r := one[string](t, f, "SELECT string_agg(recipient_no || ' ' || forward_path || ' ' || domain || ' ' || notify, ', ' ORDER BY recipient_no) FROM recipients"); r !=
@@ -91,6 +91,23 @@ func TestSubmit(t *testing.T) {
 	}
 	if a, err := f.Accounting(t.Context()); err != nil || a.Accepted != 3 || a.Unaccounted != 0 {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// RFC 8689 §3.
+func TestSubmitWithoutTLS(t *testing.T) {
+	f := setup(t)
+	for content, want := range map[string]bool{
+		"From: a@example.com\nTLS-Required: No\n\nx\n":            true,
+		"tls-required:\n no \nFrom: a@example.com\n\nx\n":         true,
+		"From: a@example.com\nTLS-Required: Nobody\n\nx\n":        false,
+		"From: a@example.com\nX-TLS-Required: No\n\nx\n":          false,
+		"From: a@example.com\nSubject: x\n\nTLS-Required: No\n\n": false,
+	} {
+		id := f.submit(t, `'a@example.com', '{b@example.org}', $1::text`, content)
+		if got := one[bool](t, f, "SELECT tls_optional FROM messages WHERE queue_id = $1", id); got != want {
+			t.Errorf("%q: %v, want %v", content, got, want)
+		}
 	}
 }
 

@@ -408,6 +408,43 @@ func TestOperatorsFailure(t *testing.T) {
 	w.waitReports(t, never, 0)
 }
 
+// RFC 2852 §4: in mode N the sender hears at the time of BY of what has not
+// left by then; with a trace, of every relay; in mode R of the expiry.
+func TestDeliverBy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(t)
+	by := func(by mail.DeliverBy, notify ...mail.Notify) *mail.Submission {
+		sub := submission("alice@sender.example", notify...)
+		by.At = sub.AcceptedAt.Add(5 * time.Minute) // accepted 10 minutes ago
+		sub.Envelope.DeliverBy = by
+		w.accept(t, sub)
+		return sub
+	}
+	late := by(mail.DeliverBy{}, 0, mail.NotifyFailure, mail.NotifyDelay, 0)
+	w.settle(t, late, mail.Delayed, mail.Delayed, mail.Delayed, mail.Relayed)
+	traced := by(mail.DeliverBy{Return: true, Trace: true}, 0, mail.NotifyNever)
+	w.settle(t, traced, mail.Relayed)
+
+	notice := w.content(t, w.waitReports(t, late, 1)[0])
+	for _, want := range []string{"Action: delayed", "Status: 4.4.7", "Deliver-By-Date: ", "bob1@", "bob3@"} {
+		if !strings.Contains(notice, want) {
+			t.Errorf("the notice lacks %q:\n%s", want, notice)
+		}
+	}
+	if strings.Contains(notice, "bob2@") || strings.Contains(notice, "bob4@") {
+		t.Errorf("the notice tells of who wants none, or of what has left:\n%s", notice)
+	}
+	trace := w.content(t, w.waitReports(t, traced, 1)[0])
+	if !strings.Contains(trace, "Action: relayed") || strings.Contains(trace, "bob2@") {
+		t.Errorf("the trace:\n%s", trace)
+	}
+	w.hint(t, late, traced)
+	w.settled(t)
+	w.waitReports(t, late, 1)
+	w.waitReports(t, traced, 1)
+}
+
 func TestOneDelayNoticeThenTheFailure(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -13,7 +13,7 @@ import (
 )
 
 // filterFlags are the flags that choose recipients.
-type filterFlags struct{ id, domain, from, site, tenant string }
+type filterFlags struct{ id, domain, from, site, tenant, campaign string }
 
 func (f *filterFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.id, "id", "", "queue id of the message")
@@ -21,10 +21,11 @@ func (f *filterFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.from, "from", "", "reverse-path")
 	c.Flags().StringVar(&f.site, "site", "", "site, as in the queue")
 	c.Flags().StringVar(&f.tenant, "tenant", "", "tenant")
+	c.Flags().StringVar(&f.campaign, "campaign", "", "campaign")
 }
 
 func (f *filterFlags) filter() (store.Filter, error) {
-	filter := store.Filter{Domain: f.domain, ReversePath: f.from, Site: f.site, Tenant: f.tenant}
+	filter := store.Filter{Domain: f.domain, ReversePath: f.from, Site: f.site, Tenant: f.tenant, Campaign: f.campaign}
 	if f.id == "" {
 		return filter, nil
 	}
@@ -44,6 +45,7 @@ type queueLine struct {
 	Place         string     `json:"place"`
 	ReversePath   string     `json:"reverse_path"`
 	ForwardPath   string     `json:"forward_path"`
+	Campaign      string     `json:"campaign,omitempty"`
 	Site          string     `json:"site,omitempty"`
 	Tries         int16      `json:"tries"`
 	AcceptedAt    *time.Time `json:"accepted_at"`
@@ -75,7 +77,7 @@ func queueCommand() *cobra.Command {
 				lines := make([]queueLine, len(rows))
 				for i, r := range rows {
 					lines[i] = queueLine{
-						r.ID.String(), r.RecipientNo, r.State, r.Place, string(r.ReversePath), string(r.ForwardPath), r.Site, r.Tries,
+						r.ID.String(), r.RecipientNo, r.State, r.Place, string(r.ReversePath), string(r.ForwardPath), r.Campaign, r.Site, r.Tries,
 						moment(r.AcceptedAt), moment(r.NextAttemptAt), moment(r.ExpiresAt), r.LastStatus, r.LastReply, r.LastHost,
 					}
 				}

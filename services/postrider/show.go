@@ -22,6 +22,11 @@ type storyLine struct {
 	TraceID     string           `json:"trace_id,omitempty"`
 	ReversePath string           `json:"reverse_path"`
 	MessageID   string           `json:"message_id,omitempty"`
+	Tenant      string           `json:"tenant,omitempty"`
+	Campaign    string           `json:"campaign,omitempty"`
+	RequireTLS  bool             `json:"require_tls,omitempty"`
+	TLSOptional bool             `json:"tls_optional,omitempty"`
+	DeliverBy   string           `json:"deliver_by,omitempty"`
 	Client      string           `json:"client,omitempty"`
 	Hello       string           `json:"hello,omitempty"`
 	Protocol    string           `json:"protocol,omitempty"`
@@ -107,10 +112,14 @@ func lineOf(s store.Story) storyLine {
 	m := s.Message
 	line := storyLine{
 		QueueID: m.ID.String(), ReversePath: m.Envelope.ReversePath.String(), MessageID: s.HeaderID,
+		Tenant: m.Tenant, Campaign: m.Campaign, RequireTLS: m.Envelope.RequireTLS, TLSOptional: m.TLSOptional,
 		Hello: s.Client.Hello, Protocol: s.Client.Protocol, SizeBytes: m.SizeBytes, AcceptedAt: moment(m.AcceptedAt),
 	}
 	if parts := strings.Split(m.Traceparent, "-"); len(parts) > 1 {
 		line.TraceID = parts[1]
+	}
+	if by := m.Envelope.DeliverBy; !by.At.IsZero() {
+		line.DeliverBy = clock(by.At) + ", else " + afterBy(by)
 	}
 	if s.Client.Address.IsValid() {
 		line.Client = s.Client.Address.String()
@@ -171,6 +180,35 @@ func distance(d time.Duration) string {
 	return "+" + span(d)
 }
 
+// afterBy says what becomes of a message that has not left by its time: RFC
+// 2852 §4.
+func afterBy(by mail.DeliverBy) string {
+	if by.Return {
+		return "it is returned"
+	}
+	return "its sender is told"
+}
+
+// facts are what the client said of the message, as far as it said it.
+func (s *storyLine) facts() (facts [][2]string) {
+	if s.Tenant != "" {
+		facts = append(facts, [2]string{"tenant", s.Tenant})
+	}
+	if s.Campaign != "" {
+		facts = append(facts, [2]string{"campaign", s.Campaign})
+	}
+	if s.RequireTLS {
+		facts = append(facts, [2]string{"TLS", "required (RFC 8689)"})
+	}
+	if s.TLSOptional {
+		facts = append(facts, [2]string{"TLS", "not required, whatever the domain says (RFC 8689)"})
+	}
+	if s.DeliverBy != "" {
+		facts = append(facts, [2]string{"by", s.DeliverBy})
+	}
+	return facts
+}
+
 func printStory(w io.Writer, s storyLine) error {
 	p := &story{w: w, at0: *s.AcceptedAt}
 	p.line("message %s, accepted %s", s.QueueID, clock(*s.AcceptedAt))
@@ -181,6 +219,9 @@ func printStory(w io.Writer, s storyLine) error {
 	p.line("  from     %s, %d bytes", from, s.SizeBytes)
 	if s.MessageID != "" {
 		p.line("  field    Message-ID: %s", clean(s.MessageID))
+	}
+	for _, fact := range s.facts() {
+		p.line("  %-8s %s", fact[0], clean(fact[1]))
 	}
 	if s.TraceID != "" {
 		p.line("  trace    %s", s.TraceID)

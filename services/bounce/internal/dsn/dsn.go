@@ -99,7 +99,7 @@ func (r *Report) international() bool {
 // Compose writes the report. The same Report gives the same bytes.
 func (r *Report) Compose() Composed {
 	reversePath := oneLine(string(r.Original.Envelope.ReversePath), maxAddress)
-	w := writer{international: r.international()}
+	w := r.writer()
 	parts := []part{w.text(r), w.status(r)}
 	if original, ok := w.original(r); ok {
 		parts = append(parts, original)
@@ -129,7 +129,7 @@ func (r *Report) Compose() Composed {
 	field("To", "<"+reversePath+">")
 	field("Subject", subject[r.kind()])
 	field("Message-ID", c.HeaderID)
-	if id, ok := threadID(r.HeaderID); ok {
+	if id, ok := threadID(r.HeaderID); ok && !r.Original.Envelope.RequireTLS {
 		field("In-Reply-To", id)
 		field("References", id)
 	}
@@ -156,6 +156,12 @@ type writer struct {
 	// Parts are those of RFC 6533, in UTF-8 as it stands: who sends mail with
 	// SMTPUTF8 takes 8BITMIME (RFC 6531 §3.1), and readers decode no message/*.
 	international bool
+	late          bool // the time of BY has come: RFC 2852 §4
+}
+
+func (r *Report) writer() writer {
+	by := r.Original.Envelope.DeliverBy.At
+	return writer{international: r.international(), late: !by.IsZero() && !r.Date.Before(by)}
 }
 
 // part is one body part of the multipart/report.

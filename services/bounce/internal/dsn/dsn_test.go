@@ -117,6 +117,26 @@ var cases = []struct {
 		rcpt.Action, rcpt.Status = mail.Relayed, mail.EnhancedCode{Class: 2}
 		rcpt.Reply = reply(250, "2.0.0", "Ok: queued as 4XYZ")
 	}},
+	{"deliver-by-return", func(r *Report) { // RFC 2852 §4: 5.4.7
+		by := accepted.Add(time.Hour)
+		r.Original.Envelope.DeliverBy = mail.DeliverBy{At: by, Return: true}
+		r.Date = by.Add(time.Second)
+		r.Recipients[0] = Recipient{Recipient: r.Recipients[0].Recipient, Action: mail.Expired}
+	}},
+	{"deliver-by-notice", func(r *Report) { // RFC 2852 §4: 4.4.7
+		by := accepted.Add(time.Hour)
+		r.Original.Envelope.DeliverBy = mail.DeliverBy{At: by}
+		r.Date = by.Add(time.Second)
+		rcpt := &r.Recipients[0]
+		rcpt.Action, rcpt.Status = mail.Delayed, mail.EnhancedCode{Class: 4, Subject: 2, Detail: 2}
+		rcpt.Reply = reply(452, "4.2.2", "Mailbox full")
+	}},
+	{"failed-requiretls", func(r *Report) { // RFC 8689 §5: redacted
+		r.Original.Envelope.RequireTLS, r.Original.Envelope.Ret = true, mail.RetFull
+		rcpt := &r.Recipients[0]
+		rcpt.Status = mail.EnhancedCode{Class: 5, Subject: 7, Detail: 30}
+		rcpt.Host, rcpt.Reply = "", local("no host of remote.example offers REQUIRETLS")
+	}},
 	{"mixed", func(r *Report) {
 		failed := r.Recipients[0]
 		delayed, relayed := failed, failed

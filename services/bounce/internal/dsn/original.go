@@ -10,8 +10,13 @@ var crlf = []byte("\r\n")
 
 // original writes what is returned of the message: all of it when its sender
 // asked so and it is small, else its header section. ok is false when nothing
-// is left of it.
+// is left of it, or it must not leave: the report goes to whoever the sender's
+// domain names, by what TLS there is, so it has nothing of a message that
+// required TLS (RFC 8689 §5).
 func (w writer) original(r *Report) (p part, ok bool) {
+	if r.Original.Envelope.RequireTLS {
+		return part{}, false
+	}
 	if p, ok := w.whole(r); ok {
 		return p, true
 	}

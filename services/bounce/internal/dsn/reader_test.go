@@ -133,10 +133,13 @@ func check(t testing.TB, r *Report, c Composed) {
 	}
 	checkStatus(t, r, parts[1])
 	if len(parts) == 2 {
-		if len(headerSection(r.Content)) > 0 {
+		if len(headerSection(r.Content)) > 0 && !r.Original.Envelope.RequireTLS { // RFC 8689 §5
 			t.Error("the original header section is missing")
 		}
 		return
+	}
+	if r.Original.Envelope.RequireTLS {
+		t.Error("RFC 8689 §5: something of the original is returned")
 	}
 	returned := parts[2].body
 	if len(lines(returned)) > MaxReturned {
@@ -213,7 +216,7 @@ func checkStatus(t testing.TB, r *Report, p readPart) {
 			t.Errorf("Final-Recipient: type %s of %q", typ, address)
 		}
 		equal(fields, "Action", rcpt.action())
-		equal(fields, "Status", rcpt.status().String())
+		equal(fields, "Status", r.writer().statusOf(rcpt).String())
 		if (fields.Get("Will-Retry-Until") != "") != (rcpt.Action == mail.Delayed && !rcpt.ExpiresAt.IsZero()) {
 			t.Errorf("action %s with Will-Retry-Until %q", rcpt.Action, fields.Get("Will-Retry-Until"))
 		}

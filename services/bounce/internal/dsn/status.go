@@ -17,6 +17,10 @@ func (w writer) status(r *Report) part {
 	if !r.Original.AcceptedAt.IsZero() {
 		b.WriteString("Arrival-Date: " + date(r.Original.AcceptedAt) + "\r\n")
 	}
+	by := r.Original.Envelope.DeliverBy
+	if !by.At.IsZero() {
+		b.WriteString("Deliver-By-Date: " + date(by.At) + "\r\n") // RFC 2852 §5
+	}
 	for i := range r.Recipients {
 		b.WriteString("\r\n")
 		w.recipient(&b, &r.Recipients[i])
@@ -41,7 +45,7 @@ func (w writer) recipient(b *strings.Builder, rcpt *Recipient) {
 	}
 	b.WriteString("Final-Recipient: " + typ + "; " + address + "\r\n")
 	b.WriteString("Action: " + rcpt.action() + "\r\n")
-	b.WriteString("Status: " + rcpt.status().String() + "\r\n")
+	b.WriteString("Status: " + w.statusOf(rcpt).String() + "\r\n")
 	// RFC 3464 §2.3.5: only when the remote host gave the status.
 	if host := asciiLine(rcpt.Host); host != "" && rcpt.Reply.Code != 0 {
 		b.WriteString("Remote-MTA: dns; " + host + "\r\n")
@@ -91,6 +95,19 @@ func (rcpt *Recipient) action() string {
 	default:
 		return "failed"
 	}
+}
+
+// statusOf is the status of a recipient, which RFC 2852 §4 sets once the time
+// of BY has come: mode N tells of a delay, mode R has ended it.
+func (w writer) statusOf(rcpt *Recipient) mail.EnhancedCode {
+	s := rcpt.status()
+	switch {
+	case w.late && rcpt.Action == mail.Delayed:
+		s = mail.EnhancedCode{Class: 4, Subject: 4, Detail: 7}
+	case w.late && rcpt.Action == mail.Expired:
+		s.Class = 5
+	}
+	return s
 }
 
 // status returns a code that agrees with the action: RFC 3464 §2.3.4.

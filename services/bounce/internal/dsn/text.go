@@ -39,6 +39,8 @@ func (w writer) text(r *Report) part {
 		paragraph("That system may not report whether it reaches the recipient.")
 	}
 	switch returned, ok := w.original(r); {
+	case r.Original.Envelope.RequireTLS:
+		paragraph("The message was sent with REQUIRETLS. This report may travel without TLS, so nothing of the message is attached.")
 	case !ok:
 		paragraph("Nothing of the message itself is left here to be returned.")
 	case strings.HasSuffix(returned.contentType, "headers"):

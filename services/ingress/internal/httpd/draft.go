@@ -25,6 +25,14 @@ type draft struct {
 	utf8       bool // a header field is not ASCII: RFC 6532
 }
 
+// tlsOptional reports whether a header field says that no TLS is needed: RFC
+// 8689 §3.
+func (d *draft) tlsOptional() bool {
+	return slices.ContainsFunc(d.message.Fields, func(f compose.Field) bool {
+		return strings.EqualFold(f.Name, "TLS-Required") && strings.EqualFold(f.Value, "No")
+	})
+}
+
 // checker turns a Message into drafts. It goes on after a fault, so that the
 // client hears of all.
 type checker struct {
@@ -117,7 +125,7 @@ func (c *checker) text(where Fault, text string, maxBytes int) {
 // ours are the header fields that the client cannot name: they have members
 // of their own, or are made here.
 var ours = []string{"from", "sender", "reply-to", "to", "cc", "bcc", "subject", "mime-version", "received", "return-path",
-	"resent-from", "resent-sender", "resent-to", "resent-cc", "resent-bcc", "x-traceparent", "x-idempotency-key"}
+	"resent-from", "resent-sender", "resent-to", "resent-cc", "resent-bcc", "x-traceparent", "x-idempotency-key", "x-postrider-campaign"}
 
 var messageID = regexp.MustCompile(`^<[!-;=?-~]+@[!-;=?-~]+>$`)
 

@@ -27,6 +27,7 @@ type Options struct {
 	Ret       string     `json:"ret,omitempty" enum:"full,hdrs" doc:"How much of the message a report of a failure returns (RFC 3461)."`
 	EnvID     string     `json:"envid,omitempty" maxLength:"100" doc:"Envelope id that reports carry (RFC 3461): printable ASCII."`
 	Priority  int16      `json:"priority,omitempty" minimum:"-9" maximum:"9" doc:"Added to the priority of the tenant; higher goes first."`
+	Campaign  string     `json:"campaign,omitempty" maxLength:"100" doc:"What the message belongs to, for the queue and its operators; campaigns of a tenant take turns. Printable ASCII."`
 	SendAt    *time.Time `json:"send_at,omitempty" doc:"Not sent before; at most 30 days from now."`
 	ExpiresAt *time.Time `json:"expires_at,omitempty" doc:"Not tried at or after this time. It can only shorten what is configured."`
 }

@@ -56,6 +56,7 @@ func describe() (*document, error) {
 			query("notify", "As in JSON, several with commas.", text),
 			query("ret", options["ret"].Description, options["ret"]),
 			query("envid", options["envid"].Description, options["envid"]),
+			query("campaign", options["campaign"].Description, options["campaign"]),
 			query("priority", options["priority"].Description, options["priority"]),
 			query("send_at", options["send_at"].Description, options["send_at"]),
 			query("expires_at", options["expires_at"].Description, options["expires_at"]),

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -16,6 +17,7 @@ type envelope struct {
 	ret         mail.Ret
 	envID       string
 	priority    int16
+	campaign    string
 	sendAt      time.Time // zero: now
 	expiresAt   time.Time // zero: as configured
 }
@@ -42,7 +44,7 @@ func (f *faults) problem(detail string) error {
 
 // envelope checks the options; where names the place of one.
 func (o *Options) envelope(now time.Time, where func(name string) Fault, f *faults) envelope {
-	e := envelope{envID: o.EnvID, priority: o.Priority}
+	e := envelope{envID: o.EnvID, priority: o.Priority, campaign: o.Campaign}
 	if o.Priority < -9 || o.Priority > 9 {
 		f.add(where("priority"), "want -9 to 9")
 	}
@@ -72,14 +74,13 @@ func (o *Options) envelope(now time.Time, where func(name string) Fault, f *faul
 	default:
 		f.add(where("ret"), "want full or hdrs")
 	}
-	for i := range len(o.EnvID) {
-		if c := o.EnvID[i]; c < ' ' || c > '~' {
-			f.add(where("envid"), "want printable ASCII")
-			break
+	for _, text := range []struct{ name, value string }{{"envid", o.EnvID}, {"campaign", o.Campaign}} {
+		if strings.ContainsFunc(text.value, func(r rune) bool { return r < ' ' || r > '~' }) {
+			f.add(where(text.name), "want printable ASCII")
 		}
-	}
-	if len(o.EnvID) > 100 { // RFC 3461 §4.4
-		f.add(where("envid"), "longer than 100 characters")
+		if len(text.value) > 100 { // RFC 3461 §4.4
+			f.add(where(text.name), "longer than 100 characters")
+		}
 	}
 	if o.SendAt != nil {
 		e.sendAt = *o.SendAt

@@ -59,7 +59,7 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 		return nil, err
 	}
 	sub := q.submission(e, recipients)
-	sub.HeaderID = h.messageID
+	sub.HeaderID, sub.TLSOptional = h.messageID, h.tlsOptional
 	head := q.s.appendReceived(nil, sub)
 	if !h.date {
 		head = append(head, "Date: "+sub.AcceptedAt.Format(time.RFC1123Z)+"\r\n"...)
@@ -178,6 +178,8 @@ func (q *request) envelopeOf(query string) (e envelope, recipients []address, re
 			o.Ret = all[0]
 		case "envid":
 			o.EnvID = all[0]
+		case "campaign":
+			o.Campaign = all[0]
 		case "priority":
 			n, err := strconv.ParseInt(all[0], 10, 16)
 			if err != nil {
@@ -283,10 +285,12 @@ type header struct {
 	date      bool
 	from      []string // addresses of From
 	author    address  // of Sender, else the first of From
+
+	tlsOptional bool // TLS-Required: No
 }
 
 // dropped are fields that nobody is to see: RFC 5322 §3.6.3, and our own.
-var dropped = []string{"bcc", "resent-bcc", "x-traceparent", "x-idempotency-key"}
+var dropped = []string{"bcc", "resent-bcc", "x-traceparent", "x-idempotency-key", "x-postrider-campaign"}
 
 // readHeader reads the header section at the beginning of content, of which
 // the whole header section is there.
@@ -322,6 +326,8 @@ func readHeader(content []byte) (header, error) {
 			*to = value
 		case "date":
 			h.date = true
+		case "tls-required": // RFC 8689 §3
+			h.tlsOptional = h.tlsOptional || strings.EqualFold(value, "No")
 		case "message-id":
 			if h.messageID = strings.ToValidUTF8(value[:min(len(value), maxLine)], "?"); h.messageID == "" {
 				return bad("empty Message-ID")

@@ -40,6 +40,7 @@ func (q *request) submission(e envelope, recipients []address) *submission {
 			ID:          mail.NewQueueID(),
 			Envelope:    mail.Envelope{ReversePath: e.reversePath.path(), SMTPUTF8: e.reversePath.utf8, Ret: e.ret, EnvID: e.envID},
 			Tenant:      q.id.Tenant,
+			Campaign:    e.campaign,
 			Priority:    q.id.Priority + e.priority,
 			AcceptedAt:  time.Now().UTC(),
 			Traceparent: telemetry.Traceparent(ctx),

@@ -230,6 +230,7 @@ func (q *request) compose(e envelope, drafts []draft) ([]*submission, error) {
 		}
 		sub.HeaderID = d.message.MessageID
 		d.message.Date = sub.AcceptedAt
+		sub.TLSOptional = d.tlsOptional()
 		sub.needsUTF8(d.utf8)
 		sub.Content = compose.Append(q.s.appendReceived(nil, sub), &d.message)
 		sub.SizeBytes = int64(len(sub.Content))

@@ -339,8 +339,10 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 				SMTPUTF8:    utf8,
 				Ret:         s.mail.args.Ret,
 				EnvID:       s.mail.args.EnvID,
+				RequireTLS:  s.mail.args.RequireTLS,
 			},
 			Tenant:      s.id.Tenant,
+			TLSOptional: h.tlsOptional && !s.mail.args.RequireTLS, // RFC 8689 §4.1
 			Priority:    s.id.Priority + int16(s.mail.args.Priority.Value),
 			AcceptedAt:  time.Now().UTC(),
 			Traceparent: telemetry.Traceparent(ctx),
@@ -350,8 +352,9 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 		HeaderID:   h.messageID,
 	}
 	s.sub.ReleaseAt = s.release(s.sub.AcceptedAt)
+	s.sub.Envelope.DeliverBy = s.deliverBy(s.sub.AcceptedAt)
 	if s.known() {
-		s.sub.IdempotencyKey = h.idempotencyKey
+		s.sub.IdempotencyKey, s.sub.Campaign = h.idempotencyKey, h.campaign
 	}
 	for i := range s.sub.Recipients {
 		r := &s.sub.Recipients[i]

@@ -20,8 +20,11 @@ const (
 	maxHeaderFields = 1000
 )
 
-// maxKey bounds the value of X-Idempotency-Key, in octets.
-const maxKey = 255
+// What the values of our own fields may have, in octets.
+const (
+	maxKey      = 255 // X-Idempotency-Key
+	maxCampaign = 100 // X-Postrider-Campaign
+)
 
 // span is content[from:to].
 type span struct{ from, to int }
@@ -33,6 +36,8 @@ type header struct {
 	date           bool   // there is a Date field
 	traceparent    string // of X-Traceparent
 	idempotencyKey string // of X-Idempotency-Key
+	campaign       string // of X-Postrider-Campaign
+	tlsOptional    bool   // TLS-Required: No (RFC 8689 §3)
 	cuts           []span // fields that are not relayed, in order
 	from           []string
 	ascii          bool // no octet outside ASCII
@@ -81,9 +86,16 @@ func (h *header) look(name, body []byte, where span, submission bool) {
 		h.cuts = append(h.cuts, where)
 	case equalFold(name, "X-Idempotency-Key"):
 		if h.idempotencyKey == "" {
-			h.idempotencyKey = key(body)
+			h.idempotencyKey = word(body, maxKey)
 		}
 		h.cuts = append(h.cuts, where)
+	case equalFold(name, "X-Postrider-Campaign"):
+		if h.campaign == "" {
+			h.campaign = word(body, maxCampaign)
+		}
+		h.cuts = append(h.cuts, where)
+	case equalFold(name, "TLS-Required"): // it stays: the next hop is to know it, too
+		h.tlsOptional = h.tlsOptional || strings.EqualFold(strings.TrimSpace(unfold(body)), "No")
 	case !submission:
 	case equalFold(name, "From"):
 		h.from = append(h.from, unfold(body))
@@ -94,10 +106,10 @@ func (h *header) look(name, body []byte, where span, submission bool) {
 	}
 }
 
-// key returns the value of X-Idempotency-Key, or "" if it cannot be one.
-func key(body []byte) string {
+// word returns the value of a field of ours, or "" if it cannot be one.
+func word(body []byte, most int) string {
 	text := strings.TrimSpace(unfold(body))
-	if len(text) > maxKey {
+	if len(text) > most {
 		return ""
 	}
 	for i := range len(text) {

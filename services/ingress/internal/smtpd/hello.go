@@ -47,6 +47,9 @@ func (s *session) keywords() []string {
 	if s.mayStartTLS() {
 		lines = append(lines, "STARTTLS")
 	}
+	if s.tls != nil { // RFC 8689 §2: only there
+		lines = append(lines, "REQUIRETLS")
+	}
 	if s.mayAuth() {
 		lines = append(lines, "AUTH "+s.mechanisms())
 	}

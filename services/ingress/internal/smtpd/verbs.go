@@ -109,7 +109,7 @@ func (s *session) doMail(arguments string) {
 func (s *session) offered(args smtp.MailArgs) error {
 	held := args.HoldFor != 0 || !args.HoldUntil.IsZero()
 	switch {
-	case args.RequireTLS:
+	case args.RequireTLS && s.tls == nil: // RFC 8689 §4.1
 		return smtp.ErrUnknown
 	case args.Auth != "" && s.server.access == nil:
 		return smtp.ErrUnknown
@@ -211,6 +211,16 @@ func (s *session) release(accepted time.Time) time.Time {
 	return s.mail.args.HoldUntil
 }
 
+// deliverBy is what the client asked of time, of a message that is accepted at
+// a time.
+func (s *session) deliverBy(accepted time.Time) mail.DeliverBy {
+	by := s.mail.args.DeliverBy
+	if !by.Given {
+		return mail.DeliverBy{}
+	}
+	return mail.DeliverBy{At: accepted.Add(by.Within), Return: by.Return, Trace: by.Trace}
+}
+
 // expiry is when a recipient leaves the queue of a message that is accepted
 // at a time.
 func (s *session) expiry(accepted time.Time, domain mail.Domain) time.Time {
@@ -224,10 +234,8 @@ func (s *session) expiry(accepted time.Time, domain mail.Domain) time.Time {
 		from = release
 	}
 	expires := from.Add(lifetime)
-	if by := s.mail.args.DeliverBy; by.Return { // RFC 2852 §4: whatever has not left by then comes back
-		if limit := accepted.Add(by.Within); limit.Before(expires) {
-			return limit
-		}
+	if by := s.deliverBy(accepted); by.Return && by.At.Before(expires) { // RFC 2852 §4: whatever has not left by then comes back
+		return by.At
 	}
 	return expires
 }
