@@ -65,6 +65,7 @@ type Transaction struct {
 	Local     netip.AddrPort
 	TLS       string // such as "TLS1.3 TLS_AES_128_GCM_SHA256"; "" in plaintext
 	Site      Site
+	Source    string // that it left from; "": this machine as it is
 }
 
 // Settlement carries the outcomes of one delivery request into one

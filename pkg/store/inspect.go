@@ -241,7 +241,7 @@ func (s *Store) showRecipients(ctx context.Context, story *Story) error {
 func (s *Store) showAttempts(ctx context.Context, story *Story) error {
 	const q = `
 		SELECT recipient_nos, attempt, action, phase, status, reply_code, reply, uncertain, untried, coalesce(worker_id, 0),
-		       started_at, duration, next_attempt_at, host, remote, local, tls, site
+		       started_at, duration, next_attempt_at, host, remote, local, tls, site, source
 		FROM attempts
 		WHERE queue_id = $1
 		ORDER BY started_at, attempt, recipient_nos`
@@ -254,7 +254,7 @@ func (s *Store) showAttempts(ctx context.Context, story *Story) error {
 		var next *time.Time
 		var remote, local string
 		err = row.Scan(&a.RecipientNos, &a.Attempt, &a.Action, &a.Phase, &a.Status, &code, &a.Reply, &a.Uncertain, &a.Untried, &a.Worker,
-			&a.StartedAt, &a.Duration, &next, &a.Host, &remote, &local, &a.TLS, &a.Site)
+			&a.StartedAt, &a.Duration, &next, &a.Host, &remote, &local, &a.TLS, &a.Site, &a.Source)
 		if err != nil {
 			return a, err
 		}

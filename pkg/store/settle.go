@@ -205,13 +205,13 @@ func timeOrNull(t time.Time) *time.Time {
 }
 
 const insertAttempts = `INSERT INTO attempts_%s (queue_id, recipient_nos, attempt, action, phase, status, reply_code, uncertain, untried,
-    worker_id, started_at, duration, next_attempt_at, reply, host, remote, local, tls, site)
+    worker_id, started_at, duration, next_attempt_at, reply, host, remote, local, tls, site, source)
 SELECT t.queue_id, t.recipient_nos::integer[], t.attempt, t.action, t.phase, t.status, t.reply_code, t.uncertain, t.untried,
-    $1, t.started_at, t.microseconds * interval '1 microsecond', t.next_attempt_at, t.reply, t.host, t.remote, t.local, t.tls, t.site
+    $1, t.started_at, t.microseconds * interval '1 microsecond', t.next_attempt_at, t.reply, t.host, t.remote, t.local, t.tls, t.site, t.source
 FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::boolean[], $10::boolean[],
-    $11::timestamptz[], $12::bigint[], $13::timestamptz[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[])
+    $11::timestamptz[], $12::bigint[], $13::timestamptz[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[])
     AS t (queue_id, recipient_nos, attempt, action, phase, status, reply_code, uncertain, untried,
-          started_at, microseconds, next_attempt_at, reply, host, remote, local, tls, site)`
+          started_at, microseconds, next_attempt_at, reply, host, remote, local, tls, site, source)`
 
 // attemptColumns are the arrays of insertAttempts.
 type attemptColumns struct {
@@ -226,12 +226,12 @@ type attemptColumns struct {
 	microseconds                    []int64
 	nexts                           []*time.Time
 	replies, hosts, remotes, locals []string
-	tls, sites                      []string
+	tls, sites, sources             []string
 }
 
 func (c *attemptColumns) args() []any {
 	return []any{c.worker, c.ids, c.recipientNos, c.attempts, c.actions, c.phases, c.statuses, c.replyCodes, c.uncertain, c.untried,
-		c.startedAt, c.microseconds, c.nexts, c.replies, c.hosts, c.remotes, c.locals, c.tls, c.sites}
+		c.startedAt, c.microseconds, c.nexts, c.replies, c.hosts, c.remotes, c.locals, c.tls, c.sites, c.sources}
 }
 
 // maxReplyBytes bounds the text of a remote reply in the history.
@@ -283,6 +283,7 @@ func attemptColumnsOf(worker *mail.WorkerID, settlements []mail.Settlement) *att
 			}
 			c.tls = append(c.tls, t.TLS)
 			c.sites = append(c.sites, string(t.Site))
+			c.sources = append(c.sources, t.Source)
 		}
 	}
 	return c
