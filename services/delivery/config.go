@@ -3,11 +3,16 @@ package delivery
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/services/delivery/internal/egress"
 )
 
 // Config is the configuration of the service.
@@ -19,7 +24,13 @@ type Config struct {
 	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
 	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"5ms" desc:"How long outcomes wait for others, to be settled together. The window for duplicates after a crash grows by as much."`
+	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
+	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`
+	EgressPorts  []uint16      `envconfig:"EGRESS_PORTS" default:"25,465,587,24" desc:"Ports of remote hosts that other workers may reach through EGRESS_LISTEN."`
 	Shaping      shaping.Config
+
+	// HasAddress reports whether this machine has an address; nil: by trying.
+	HasAddress func(netip.Addr) bool `ignored:"true"`
 }
 
 // Validate reports a configuration that cannot work.
@@ -43,5 +54,34 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is too small", v.name))
 		}
 	}
+	for _, address := range []string{c.EgressListen, c.EgressName} {
+		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_EGRESS_LISTEN, POSTRIDER_EGRESS_ADVERTISE: %w", err))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+func (c Config) hasAddress(a netip.Addr) bool {
+	if c.HasAddress != nil {
+		return c.HasAddress(a)
+	}
+	return egress.Has(a)
+}
+
+func (c Config) mayReach(port uint16) bool { return slices.Contains(c.EgressPorts, port) }
+
+// advertised returns where other workers reach the egress listener; "" if
+// there is none.
+func (c Config) advertised() string {
+	if c.EgressListen == "" || c.EgressName != "" {
+		return c.EgressName
+	}
+	host, port, _ := net.SplitHostPort(c.EgressListen) // Validate has looked
+	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			return ""
+		}
+	}
+	return net.JoinHostPort(host, port)
 }

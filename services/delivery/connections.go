@@ -46,6 +46,9 @@ func (l *lane) connecting() time.Time {
 func (l *lane) connectionSeen(seen bool) {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
+	if seen {
+		l.brokenAt, l.brokenWhy, l.pause = time.Time{}, "", 0
+	}
 	over(&l.connections, seen)
 	over(&l.site.whole.connections, seen)
 }

@@ -68,6 +68,8 @@ type worker struct {
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	slotMap     *slotMap
+	sources     atomic.Pointer[sources]
+	egressKey   string
 
 	mu    sync.Mutex // guards all below
 	slots [mail.Slots]slot
@@ -89,7 +91,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	for ctx.Err() == nil {
 		w := &worker{
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
-			pulls: make(chan pullOrder, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(),
+			pulls: make(chan pullOrder, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
 			sites:       map[mail.Site]*site{},
@@ -98,7 +100,11 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
 		w.settles = newBatcher(settleBatch, config.SettleLinger, w.settle)
 		w.aside = newBatcher(claimBatch, 0, w.putAside)
-		if err := w.live(ctx); err != nil {
+		err := w.live(ctx)
+		if errors.Is(err, errEgressListener) {
+			return fmt.Errorf("delivery: %w", err)
+		}
+		if err != nil {
 			slog.Error("worker begins a new life", "worker_id", w.id, "error", err)
 			sleep(ctx, maxStorePause)
 		}
@@ -119,6 +125,10 @@ func (w *worker) live(ctx context.Context) error {
 	keep, cutKeep := boot.Grace(taking, w.config.DrainTimeout+endWithin)
 	defer cutKeep()
 	w.taking, w.work, w.keep = taking, work, keep
+
+	if w.persist("read sources", w.readSources) != nil {
+		return nil
+	}
 
 	var intake, batchers, home errgroup.Group
 	for _, run := range []func() error{w.claims.run, w.loads.run, w.settles.run, w.aside.run} {
@@ -146,6 +156,8 @@ func (w *worker) live(ctx context.Context) error {
 	}
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
+	take(w.runSources)
+	take(w.serveEgress)
 	for range pullers {
 		take(w.runPuller)
 	}

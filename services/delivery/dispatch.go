@@ -33,11 +33,13 @@ func (s *site) mayBegin(now time.Time) bool {
 // assign gives one job to a connection: to the one of a lane that has been
 // idle the shortest, so that those that are not needed end, else to a new one.
 func (s *site) assign(now time.Time) bool {
+	if len(s.lanes) > 1 {
+		s.survey(now) // their turns depend on what the others can take
+	}
 	return s.reuse(now) || s.open(now)
 }
 
-// reuse gives a job to an idle connection. A connection that no job can use
-// ends where its place is wanted.
+// reuse gives a job to an idle connection.
 func (s *site) reuse(now time.Time) bool {
 	for _, l := range s.byTurn() {
 		if len(l.idle) == 0 || !l.mayBegin(now) {
@@ -61,21 +63,21 @@ func (s *site) reuse(now time.Time) bool {
 // turn it is.
 func (s *site) open(now time.Time) bool {
 	if len(s.sessions) >= s.whole.maxOpen {
-		s.makePlace(s.lanes)
+		s.makePlace()
 		return false
 	}
 	if at, ok := s.whole.connections.Next(now); !s.notBefore(now, at, ok) {
 		return false
 	}
-	may := s.mayOpen(now)
-	if !may {
-		return false
+	var j *job
+	if s.survey(now) {
+		j = s.take(func(j *job) bool { return s.turn(j.pool).next(j) != nil })
 	}
-	j := s.take(func(j *job) bool { return s.turn(j.pool).next() != nil })
 	if j == nil {
+		s.makePlace()
 		return false
 	}
-	l := s.turn(j.pool).next()
+	l := s.turn(j.pool).next(j)
 	s.begin(l, j, now)
 	l.connections.Begin(now)
 	s.whole.connections.Begin(now)
@@ -85,35 +87,38 @@ func (s *site) open(now time.Time) bool {
 	return true
 }
 
-// mayOpen marks the lanes that may open one more connection for one more
-// transaction now, and reports whether there is one.
-func (s *site) mayOpen(now time.Time) bool {
-	found := false
-	var full []*lane
+// survey marks the lanes that may open one more connection for one more
+// transaction now, and those that take a job now or soon. It reports whether
+// a connection may be opened.
+func (s *site) survey(now time.Time) (found bool) {
 	for _, l := range s.lanes {
-		l.openable = false
+		l.openable, l.takes = false, false
 		if !l.mayBegin(now) {
 			continue
 		}
-		if l.open >= l.concurrency.Allowed() {
-			full = append(full, l)
-			continue
+		if l.open < l.concurrency.Allowed() {
+			at, ok := l.connections.Next(now)
+			l.openable = s.notBefore(now, at, ok)
 		}
-		at, ok := l.connections.Next(now)
-		l.openable = s.notBefore(now, at, ok)
+		stuckAt := l.lastOver.Add(stuckAfter)
+		l.takes = l.openable || l.open > 0 && now.Before(stuckAt)
+		if l.takes && !l.openable && len(s.lanes) > 1 {
+			s.wakeAt(stuckAt)
+		}
 		found = found || l.openable
-	}
-	if !found {
-		s.makePlace(full)
 	}
 	return found
 }
 
-// makePlace ends an idle connection of the lanes if jobs wait that none of
-// them can serve.
-func (s *site) makePlace(full []*lane) {
-	for _, l := range full {
-		if len(l.idle) > 0 && s.ready.has(func(j *job) bool { return s.turn(j.pool).has(l) }) {
+// makePlace ends an idle connection where jobs wait that it cannot serve and
+// its place is wanted.
+func (s *site) makePlace() {
+	whole := len(s.sessions) >= s.whole.maxOpen
+	for _, l := range s.lanes {
+		if len(l.idle) == 0 || !whole && l.open < l.concurrency.Allowed() {
+			continue
+		}
+		if s.ready.has(func(j *job) bool { return whole || s.turn(j.pool).may(l, j) }) {
 			l.dismiss(1)
 			return
 		}
@@ -185,7 +190,7 @@ func (s *site) dismissAll() {
 func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped || ss.lane.closed() {
+	if s.stopped || ss.lane.over(ss) {
 		return 0, false
 	}
 	ss.lane.idle = append(ss.lane.idle, ss)
@@ -220,6 +225,7 @@ func (s *site) ended(ss *session) {
 func (s *site) mailOver(l *lane, seen bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	l.lastOver = time.Now()
 	over(&l.messages, seen)
 	over(&s.whole.messages, seen)
 	s.dispatch()

@@ -91,7 +91,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 func (w *worker) giveUp(c *claim) {
 	for _, a := range c.admitted {
 		w.unload(a.load)
-		a.site.add(nil, 1)
+		w.add(a.site, nil, 1)
 	}
 }
 
@@ -121,7 +121,7 @@ func (w *worker) claim(claims []*claim) {
 		for _, a := range c.admitted {
 			var jobs []*job
 			if err == nil {
-				jobs = split(a.request, a.perTransaction)
+				jobs = w.split(a.request, a.perTransaction)
 			}
 			if a.load != nil && len(jobs) == 1 && contents[i].Bytes != nil {
 				a.load.content = contents[i]
@@ -129,7 +129,7 @@ func (w *worker) claim(claims []*claim) {
 			} else {
 				w.unload(a.load)
 			}
-			w.layAside(a.site.add(jobs, 1))
+			w.add(a.site, jobs, 1)
 			i++
 		}
 		c.done <- err

@@ -13,11 +13,12 @@ import (
 // what its current attempt has met so far. It has one owner at a time: the
 // ready queue of its site, or a session.
 type job struct {
-	request *mail.DeliveryRequest // at most so many recipients as fit in one transaction
-	pool    string                // the sources that it may leave from
-	since   time.Time             // when it was claimed
-	load    *load                 // its content, if that came with the claim
-	passed  int                   // how often another job was taken before it for fitting better
+	request  *mail.DeliveryRequest // at most so many recipients as fit in one transaction
+	pool     string                // the sources that it may leave from
+	families families              // of the addresses of its hosts
+	since    time.Time             // when it was claimed
+	load     *load                 // its content, if that came with the claim
+	passed   int                   // how often another job was taken before it for fitting better
 
 	tried    []netip.AddrPort  // addresses that this attempt need not try again
 	sessions int               // greeted sessions that this attempt has used up
@@ -25,15 +26,25 @@ type job struct {
 }
 
 // split returns one job for each transaction that the request needs.
+func (w *worker) split(request *mail.DeliveryRequest, perTransaction int) []*job {
+	jobs := split(request, perTransaction)
+	pool := w.poolOf(request)
+	for _, j := range jobs {
+		j.pool = pool
+	}
+	return jobs
+}
+
 func split(request *mail.DeliveryRequest, perTransaction int) []*job {
 	var jobs []*job
 	now := time.Now()
+	families := familiesOf(request.Route)
 	for rest := request.Recipients; len(rest) > 0; {
 		n := min(len(rest), max(perTransaction, 1))
 		part := *request
 		part.Recipients = rest[:n:n]
 		rest = rest[n:]
-		jobs = append(jobs, &job{request: &part, since: now})
+		jobs = append(jobs, &job{request: &part, families: families, since: now})
 	}
 	return jobs
 }

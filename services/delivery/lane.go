@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/shaping"
@@ -21,10 +22,26 @@ type lane struct {
 	open        int        // sessions, those that still connect too
 	idle        []*session // greeted sessions without work, longest idle first
 	openable    bool       // as of the last look: one more connection may be opened
+	takes       bool       // as of the last look: it takes a job now or soon
 	pass        float64    // of the pool that used it last
+	lastOver    time.Time  // when a transaction ended here
 
-	suspendedUntil time.Time
+	heldUntil time.Time // not used before, and why
+	heldWhy   string
+	brokenAt  time.Time // when the source was last found not to work, and why; zero: it works
+	brokenWhy string
+	pause     time.Duration
 }
+
+const (
+	// firstSourcePause is how long a source that does not work is left alone
+	// for a site; the pause doubles each time up to maxSourcePause.
+	firstSourcePause = 15 * time.Second
+	maxSourcePause   = 4 * time.Minute
+	// stuckAfter is how long a lane that is full may end no transaction before
+	// its turns go to others.
+	stuckAfter = 5 * time.Second
+)
 
 // whole is the limits that all lanes of a site share, and what they count.
 type whole struct {
@@ -41,19 +58,23 @@ func (w *whole) idle(now time.Time) bool { return w.messages.Idle(now) && w.conn
 // Caller holds mu.
 func (s *site) lane(from *source) *lane {
 	for _, l := range s.lanes {
-		if l.source.name == from.name {
-			l.source = from
+		if l.source.Name == from.Name {
+			if l.source != from {
+				l.source = from
+				l.refresh(time.Now())
+			}
 			return l
 		}
 	}
-	l := &lane{site: s, source: from, limits: s.home.shaping.For(shaping.Query{Site: s.name, Source: from.name}).Limits}
+	l := &lane{site: s, source: from, limits: s.home.shaping.For(shaping.Query{Site: s.name, Source: from.Name}).Limits}
 	first := true
 	for domain, route := range s.named {
-		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: from.name})
+		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: from.Name})
 		l.limits = stricter(l.limits, v.Limits, !first)
 		first = false
 	}
 	l.apply()
+	l.refresh(time.Now())
 	s.before.restore(l)
 	s.lanes = append(s.lanes, l)
 	return l
@@ -74,18 +95,60 @@ func (l *lane) apply() {
 	l.concurrency.SetLimit(l.limits.Connections)
 }
 
+// refresh looks at what holds the source back. Idle connections that were
+// made from it as it was before end.
+func (l *lane) refresh(now time.Time) {
+	l.heldUntil, l.heldWhy = time.Time{}, ""
+	hold := func(until time.Time, why string) {
+		if now.Before(until) && until.After(l.heldUntil) {
+			l.heldUntil, l.heldWhy = until, why
+		}
+	}
+	hold(l.source.SuspendedUntil, "suspended: "+l.source.SuspendReason)
+	if b, blocked := l.site.home.sources.Load().blocks[blockKey{l.source.Name, l.site.name}]; blocked {
+		hold(b.Until, "blocked by the site: "+b.Reason)
+	}
+	if !l.brokenAt.IsZero() {
+		hold(l.brokenAt.Add(l.pause), l.brokenWhy)
+	}
+	for i := len(l.idle) - 1; i >= 0; i-- {
+		if l.over(l.idle[i]) {
+			l.idle[i].work <- nil
+			l.idle = slices.Delete(l.idle, i, i+1)
+		}
+	}
+}
+
+// over reports whether a connection is to end: its source has changed or is
+// held back.
+func (l *lane) over(ss *session) bool {
+	return ss.source != l.source || time.Now().Before(l.heldUntil)
+}
+
+// unusable says why nothing can leave from here now, whatever the limits; ""
+// if it can.
+func (l *lane) unusable(now time.Time) string {
+	switch {
+	case now.Before(l.heldUntil):
+		return l.heldWhy
+	case l.source.reach == 0:
+		return l.source.trouble
+	}
+	return ""
+}
+
 // mayBegin reports whether one more transaction may begin here now.
 func (l *lane) mayBegin(now time.Time) bool {
-	if now.Before(l.suspendedUntil) {
-		l.site.wakeAt(l.suspendedUntil)
+	if now.Before(l.heldUntil) {
+		l.site.wakeAt(l.heldUntil)
+		return false
+	}
+	if l.source.reach == 0 {
 		return false
 	}
 	at, ok := l.messages.Next(now)
 	return l.site.notBefore(now, at, ok)
 }
-
-// closed reports whether its connections are to end.
-func (l *lane) closed() bool { return time.Now().Before(l.suspendedUntil) }
 
 // dismiss ends the n connections that have been idle the longest.
 func (l *lane) dismiss(n int) {
@@ -97,7 +160,7 @@ func (l *lane) dismiss(n int) {
 
 // quiet reports whether nothing is open or remembered.
 func (l *lane) quiet(now time.Time) bool {
-	return l.open == 0 && !now.Before(l.suspendedUntil) && l.messages.Idle(now) && l.connections.Idle(now)
+	return l.open == 0 && !now.Before(l.heldUntil) && l.messages.Idle(now) && l.connections.Idle(now)
 }
 
 // over says that an event has ended, and whether the remote host can have seen
@@ -108,4 +171,21 @@ func over(w *pace.Window, seen bool) {
 	} else {
 		w.Cancel()
 	}
+}
+
+// broke says that no connection could be made from the source, for a reason
+// that has nothing to do with the site. It is left alone for a while, and the
+// other sources of the pool go on. The jobs that no other one can take are
+// returned.
+func (l *lane) broke(err error) []aside {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	now := time.Now()
+	l.pause = min(max(2*l.pause, firstSourcePause), maxSourcePause)
+	l.brokenAt, l.brokenWhy = now, err.Error()
+	l.refresh(now)
+	l.connections.Cancel()
+	l.site.whole.connections.Cancel()
+	l.site.breaker.probing = false
+	return l.site.strand(now)
 }

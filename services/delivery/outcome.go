@@ -68,7 +68,7 @@ func (a *attempt) settleOutcomes(outcomes []mail.Outcome) {
 		return
 	}
 	t := mail.Transaction{
-		StartedAt: a.began, Duration: a.over.Sub(a.began), Site: a.site.name,
+		StartedAt: a.began, Duration: a.over.Sub(a.began), Site: a.site.name, Source: a.source.Name,
 		Host: a.target.host.Name, Remote: a.target.addr,
 	}
 	if a.conn != nil {

@@ -109,7 +109,7 @@ func TestLeaseEndsBeforeItsEnd(t *testing.T) {
 }
 
 func TestSplit(t *testing.T) {
-	r := &mail.DeliveryRequest{Recipients: make([]mail.Pending, 250)}
+	r := &mail.DeliveryRequest{Route: &mail.Route{}, Recipients: make([]mail.Pending, 250)}
 	for i := range r.Recipients {
 		r.Recipients[i].No = int32(i)
 	}
@@ -127,7 +127,7 @@ func TestSplit(t *testing.T) {
 	if n := len(part.request.Recipients); n != 2 || len(jobs[2].request.Recipients) != 50 {
 		t.Errorf("%d recipients in a part of 2, and %d in the job itself", n, len(jobs[2].request.Recipients))
 	}
-	if len(split(&mail.DeliveryRequest{}, 100)) != 0 {
+	if len(split(&mail.DeliveryRequest{Route: &mail.Route{}}, 100)) != 0 {
 		t.Error("a request without recipients makes a job")
 	}
 }

@@ -78,10 +78,10 @@ func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
 		recipients += len(r.Recipients)
 		v := w.values(r)
 		o.site.learn(r, v)
-		jobs = append(jobs, split(r, v.RecipientsPerTransaction)...)
+		jobs = append(jobs, w.split(r, v.RecipientsPerTransaction)...)
 	}
 	o.site.pulled(recipients == o.n || err != nil)
-	w.layAside(o.site.add(jobs, o.n))
+	w.add(o.site, jobs, o.n)
 	if err == nil {
 		return nil
 	}

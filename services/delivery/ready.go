@@ -168,6 +168,30 @@ func (r *ready) byPass() []*class {
 	return order
 }
 
+// remove removes and returns the jobs of which which is true.
+func (r *ready) remove(which func(*job) bool) (removed []*job) {
+	keep := func(jobs []*job) []*job {
+		return slices.DeleteFunc(jobs, func(j *job) bool {
+			if which(j) {
+				removed = append(removed, j)
+				return true
+			}
+			return false
+		})
+	}
+	r.first = keep(r.first)
+	for _, c := range r.classes {
+		for _, t := range c.tenants {
+			t.jobs = keep(t.jobs)
+		}
+		c.tenants = slices.DeleteFunc(c.tenants, func(t *tenant) bool { return len(t.jobs) == 0 })
+		c.turn = 0
+	}
+	r.classes = slices.DeleteFunc(r.classes, func(c *class) bool { return len(c.tenants) == 0 })
+	r.count -= len(removed)
+	return removed
+}
+
 // drop removes and returns everything.
 func (r *ready) drop() []*job {
 	all := r.first

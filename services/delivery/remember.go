@@ -52,8 +52,8 @@ func predecessorOf(saved store.SiteState, takenAt time.Time, unseen time.Duratio
 
 // restore has a lane count what its source did before.
 func (p *predecessor) restore(l *lane) {
-	c := p.state.Lanes[l.source.name]
-	if l.source.name == "" {
+	c := p.state.Lanes[l.source.Name]
+	if l.source.Name == "" {
 		c = p.state.counts
 	}
 	p.count(c, &l.messages, &l.connections)
@@ -79,15 +79,15 @@ func (s *site) save(clean bool) store.SiteState {
 	now := time.Now()
 	s.changed = false
 	for name := range s.before.state.Lanes {
-		s.lane(&source{name: name}) // not used here: still to be remembered
+		s.lane(s.home.sourceOf(name)) // not used here: still to be remembered
 	}
 	state := siteState{SavedAt: now, Clean: clean, Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
 	for _, l := range s.lanes {
 		c := count(now, &l.messages, &l.connections)
-		if l.source.name == "" {
+		if l.source.Name == "" {
 			state.counts = c
 		} else if len(c.Messages)+len(c.Connections) > 0 {
-			state.Lanes[l.source.name] = c
+			state.Lanes[l.source.Name] = c
 		}
 	}
 	text, err := json.Marshal(state)

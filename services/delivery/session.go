@@ -1,9 +1,11 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/delivery/internal/egress"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
@@ -31,9 +34,10 @@ var errNoAddress = errors.New("the route has no address")
 // none or the connection has served long enough.
 type session struct {
 	*worker
-	site *site
-	lane *lane
-	work chan *job // the next job, or nil to end; the site puts in one at most
+	site   *site
+	lane   *lane
+	source *source   // of the lane when the connection was begun
+	work   chan *job // the next job, or nil to end; the site puts in one at most
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -49,7 +53,7 @@ type session struct {
 
 func newSession(w *worker, l *lane) *session {
 	ctx, cancel := context.WithCancelCause(w.work)
-	return &session{worker: w, site: l.site, lane: l, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+	return &session{worker: w, site: l.site, lane: l, source: l.source, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
 }
 
 // run serves until the session ends.
@@ -121,7 +125,7 @@ func (ss *session) serve(j *job) bool {
 // the job's sources and goes to one of the hosts of its route, under the same
 // demands on TLS, and the job has not been here in vain.
 func (ss *session) serves(j *job) bool {
-	return ss.site.turn(j.pool).has(ss.lane) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
+	return ss.site.turn(j.pool).may(ss.lane, j) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
 		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
 			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
 		})
@@ -181,7 +185,9 @@ func (a *attempt) jitter() float64 { return a.luck }
 func (a *attempt) connect(ctx context.Context) bool {
 	j := a.job
 	targets := a.site.targets(j.request.Route)
-	targets = slices.DeleteFunc(targets, func(t target) bool { return slices.Contains(j.tried, t.addr) })
+	targets = slices.DeleteFunc(targets, func(t target) bool {
+		return slices.Contains(j.tried, t.addr) || a.source.reach&familyOf(t.addr.Addr()) == 0
+	})
 	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
 	a.level = j.request.Route.TLS
 	level := a.level
@@ -192,8 +198,12 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.waitToConnect(ctx)
 		}
 		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, smtpclient.Options{
-			Hello: a.config.Hostname, TLS: level, Timeouts: timeouts, Observe: a.saw,
+			Hello: cmp.Or(a.source.Hello, a.config.Hostname), Dial: a.source.way(t.addr.Addr()).Dial, TLS: level, Timeouts: timeouts, Observe: a.saw,
 		})
+		if errors.Is(answer.Err, egress.ErrEgress) {
+			a.goElsewhere(answer)
+			return false
+		}
 		a.lane.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
 		if conn != nil {
 			a.conn, a.target = conn, t
@@ -234,6 +244,16 @@ func (a *attempt) connect(ctx context.Context) bool {
 	}
 	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: level, last: true}))
 	return false
+}
+
+// goElsewhere leaves a source that does not work: the job is for another one,
+// or waits with all that no other source can take.
+func (a *attempt) goElsewhere(answer smtpclient.Answer) {
+	slog.Warn("a source does not work", "worker_id", a.id, "source", a.source.Name, "site", a.site.name, "error", answer.Err)
+	a.layAside(a.site.next(a.job))
+	for _, waits := range a.lane.broke(answer.Err) {
+		a.aside.in <- waits
+	}
 }
 
 // putDownAll lays the other jobs of the site aside if this attempt was the one

@@ -2,7 +2,9 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -53,11 +55,29 @@ func (w *worker) waiting(r *mail.DeliveryRequest, o outage) mail.Settlement {
 	for _, p := range r.Recipients {
 		outcome := outcomeOf(p, o.answer, v)
 		outcome.Action = mail.Delayed
-		outcome.Reply.Lines = []string{fmt.Sprintf("no host answers; last tried %s: %s", o.at.UTC().Format(time.RFC3339), outcome.Reply)}
+		if !errors.As(o.answer.Err, new(noSource)) {
+			outcome.Reply.Lines = []string{fmt.Sprintf("no host answers; last tried %s: %s", o.at.UTC().Format(time.RFC3339), outcome.Reply)}
+		}
 		outcome.Reply.Code, outcome.Reply.Enhanced = 0, mail.EnhancedCode{}
 		outcome.PlanReport(r.Message, p, w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts}).DelayNoticeAfter, false)
 		outcome.Untried = true
 		outcome.NextAttemptAt = now.Add(parkWithin)
+		st.Outcomes = append(st.Outcomes, outcome)
+	}
+	return st
+}
+
+// delayed returns the settlement of a request that could not be tried, and is
+// tried again by the schedule.
+func (w *worker) delayed(r *mail.DeliveryRequest, answer smtpclient.Answer) mail.Settlement {
+	now := time.Now()
+	st := mail.Settlement{Message: r.Message, Transaction: mail.Transaction{StartedAt: now, Site: r.Route.Site}}
+	v := delayed(answer, scopeTransaction, moveSettle)
+	for _, p := range r.Recipients {
+		outcome := outcomeOf(p, answer, v)
+		values := w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts})
+		outcome.NextAttemptAt = values.RetrySchedule.NextAttempt(now, p.ExpiresAt, p.Tries, rand.Float64)
+		outcome.PlanReport(r.Message, p, values.DelayNoticeAfter, false)
 		st.Outcomes = append(st.Outcomes, outcome)
 	}
 	return st

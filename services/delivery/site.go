@@ -103,7 +103,7 @@ const (
 // admit reserves room for the jobs of a request that is about to be claimed.
 // None means that it is to be parked: there is no room, or older mail of the
 // site is parked already and goes first, or no host of the site can be
-// reached: then why is set. Mail of high priority does not wait behind the
+// reached, or no source be used: then why is set. Mail of high priority does not wait behind the
 // parked.
 func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, why *outage) {
 	s.mu.Lock()
@@ -115,6 +115,10 @@ func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, 
 		return none, &o
 	}
 	now := time.Now()
+	if o := s.stranded(s.home.poolOf(request), now); o != nil && !s.stopped {
+		s.parked = true
+		return none, o
+	}
 	if s.stopped || now.Before(s.suspendedUntil) || s.parked && request.Message.Priority <= 0 || s.room() < 1 {
 		s.parked = true
 		return none, nil
@@ -135,22 +139,32 @@ func (s *site) reserve(n int) {
 	s.home.jobs.Add(int64(n))
 }
 
+// unservable is a job that no source of its pool has the address family for.
+type unservable struct {
+	job *job
+	err error
+}
+
 // add puts jobs that are claimed into the ready queue, against so many
-// reserved places. It returns the jobs if the site has stopped meanwhile.
-func (s *site) add(jobs []*job, reserved int) (refused []*job) {
+// reserved places. It returns the jobs if the site has stopped meanwhile, and
+// those that no source can serve.
+func (s *site) add(jobs []*job, reserved int) (refused []*job, never []unservable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reserve(-reserved)
 	if s.stopped {
-		return jobs
+		return jobs, nil
 	}
 	for _, j := range jobs {
-		s.turn(j.pool) // its lanes are there from now on
+		if err := s.unservable(j); err != nil {
+			never = append(never, unservable{j, err})
+			continue
+		}
 		s.ready.add(j)
+		s.home.jobs.Add(1)
 	}
-	s.home.jobs.Add(int64(len(jobs)))
 	s.dispatch()
-	return nil
+	return nil, never
 }
 
 // next puts a job back at the head, for a session that is about to ask for

@@ -237,6 +237,8 @@ func statusOf(a smtpclient.Answer, class uint16) mail.EnhancedCode {
 // errorStatus returns subject and detail where there is no reply.
 func errorStatus(a smtpclient.Answer) (subject, detail uint16) {
 	switch err := a.Err; {
+	case errors.As(err, new(noSource)):
+		return 4, 4 // RFC 3463 §3.5: unable to route
 	case errors.Is(err, smtpclient.ErrNoTLS):
 		return 7, 4 // RFC 3463 §3.8: security features not supported
 	case errors.Is(err, smtpclient.ErrHandshake):
@@ -321,7 +323,10 @@ func outcomeOf(p mail.Pending, a smtpclient.Answer, v verdict) mail.Outcome {
 // explain says in words what happened when there is no reply to show.
 func explain(a smtpclient.Answer) string {
 	var network net.Error
+	var ours noSource
 	switch err := a.Err; {
+	case errors.As(err, &ours):
+		return ours.why
 	case err == nil:
 		return fmt.Sprintf("no reply at phase %s", a.Phase)
 	case errors.As(err, &network) && network.Timeout() && !errors.Is(err, smtpclient.ErrStopped):

@@ -28,9 +28,10 @@ type Options struct {
 	// curves, client certificates. It is cloned. nil: TLS 1.2 or later and
 	// the system's roots.
 	TLSConfig *tls.Config
-	Local     netip.Addr // source address; invalid: the system chooses
-	Timeouts  Timeouts
-	Observe   func(Step) // called for connect, banner, EHLO and STARTTLS; may be nil
+	// Dial makes the TCP connection; nil: from this machine as it is.
+	Dial     func(context.Context, netip.AddrPort) (net.Conn, error)
+	Timeouts Timeouts
+	Observe  func(Step) // called for connect, banner, EHLO and STARTTLS; may be nil
 }
 
 const (
@@ -53,7 +54,7 @@ type offers struct {
 // The context bounds the dial; the session does not keep it.
 func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
 	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe}
-	if failed := s.connect(ctx, o.Local); failed.Phase != "" {
+	if failed := s.connect(ctx, o.Dial); failed.Phase != "" {
 		return nil, failed
 	}
 	release := s.bind(ctx)
@@ -69,13 +70,14 @@ func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
 	return s, Answer{}
 }
 
-func (s *Session) connect(ctx context.Context, local netip.Addr) Answer {
-	d := net.Dialer{Timeout: s.timeouts.Connect}
-	if local.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))
+func (s *Session) connect(ctx context.Context, dial func(context.Context, netip.AddrPort) (net.Conn, error)) Answer {
+	if dial == nil {
+		dial = direct
 	}
+	within, cancel := context.WithTimeout(ctx, s.timeouts.Connect)
+	defer cancel()
 	began := time.Now()
-	c, err := d.DialContext(ctx, "tcp", s.host.Addr.String())
+	c, err := dial(within, s.host.Addr)
 	s.saw(Step{Phase: mail.PhaseConnect, Err: err, Took: time.Since(began)})
 	if err != nil {
 		return Answer{Phase: mail.PhaseConnect, Err: fault(ctx, err)}
@@ -83,6 +85,11 @@ func (s *Session) connect(ctx context.Context, local netip.Addr) Answer {
 	s.tcp = c
 	s.speakOn(c)
 	return Answer{}
+}
+
+func direct(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", to.String())
 }
 
 // speakOn makes c the connection to speak on, with nothing read yet.

@@ -1,0 +1,301 @@
+package delivery_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+// unlimited lets a test see what sources do, not what limits do.
+const unlimited = "[\"default\"]\nmax_message_rate = \"unlimited\"\nmax_connection_rate = \"unlimited\"\n"
+
+// source registers an address that mail leaves from.
+func (r *rig) source(name, addr string, change ...func(*store.Source)) {
+	r.t.Helper()
+	s := store.Source{Name: name, Hello: name + ".origin.test"}
+	if a := netip.MustParseAddr(addr); a.Is4() {
+		s.IPv4 = a
+	} else {
+		s.IPv6 = a
+	}
+	for _, c := range change {
+		c(&s)
+	}
+	if err := r.db.SetSource(r.t.Context(), s); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// pool shares mail between sources, "name" or "name=weight".
+func (r *rig) pool(name string, sources ...string) {
+	r.t.Helper()
+	var members []store.Member
+	for _, s := range sources {
+		m := store.Member{Pool: name, Weight: 1}
+		m.Source, _, _ = strings.Cut(s, "=")
+		if _, err := fmt.Sscanf(s, m.Source+"=%d", &m.Weight); err != nil && strings.Contains(s, "=") {
+			r.t.Fatal(err)
+		}
+		members = append(members, m)
+	}
+	if err := r.db.SetPool(r.t.Context(), name, members); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// bySource counts the messages that arrived by the address that they came
+// from.
+func bySource(mx *smtptest.Server) map[string]int {
+	from := map[int]string{}
+	for _, c := range mx.Connections() {
+		from[c.ID] = c.Remote.Addr().Unmap().String()
+	}
+	n := map[string]int{}
+	for _, m := range mx.Messages() {
+		n[from[m.Connection]]++
+	}
+	return n
+}
+
+func TestMailLeavesFromTheSourcesOfItsPool(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("one", "127.0.0.11")
+	r.source("two", "127.0.0.12")
+	r.source("three", "127.0.0.13")
+	r.pool("default", "one=3", "two")
+	r.pool("bulk", "three")
+	if err := r.db.CreateTenant(t.Context(), store.Tenant{Name: "acme"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.db.SetTenantPool(t.Context(), "acme", "bulk"); err != nil {
+		t.Fatal(err)
+	}
+	ids := r.accept(400, message{domain: "example.test"})
+	bulk := r.accept(20, message{domain: "example.test", tenant: "acme"})
+	r.start(r.config(unlimited + "max_deliveries_per_connection = 4\nconnection_limit = 4"))
+	r.settled(1)
+	r.ring()
+	r.drained(30 * time.Second)
+	n := bySource(mx)
+	if n["127.0.0.13"] != 20 || n["127.0.0.11"]+n["127.0.0.12"] != 400 {
+		t.Errorf("arrived by source: %v, want 400 of the default pool and 20 of the pool of acme", n)
+	}
+	if n["127.0.0.11"] < 280 || n["127.0.0.11"] > 320 {
+		t.Errorf("arrived by source: %v, want shares of 3 to 1, though the connections of both are busy", n)
+	}
+	for _, c := range mx.Connections() {
+		want := map[string]string{"127.0.0.11": "one", "127.0.0.12": "two", "127.0.0.13": "three"}[c.Remote.Addr().Unmap().String()]
+		if c.Hello != want+".origin.test" {
+			t.Errorf("connection from %v says EHLO %s", c.Remote, c.Hello)
+		}
+	}
+	if a := r.show(ids[0]).Attempts[0]; a.Source != "one" && a.Source != "two" || !strings.HasPrefix(a.Local.String(), "127.0.0.1") {
+		t.Errorf("the history says source %q, local %v", a.Source, a.Local)
+	}
+	if a := r.show(bulk[0]).Attempts[0]; a.Source != "three" || a.Local.Addr().String() != "127.0.0.13" {
+		t.Errorf("the history says source %q, local %v, want three", a.Source, a.Local)
+	}
+}
+
+// Postal: a pool is stuck if its IP is not on the host, and an address is
+// pinned when the message is enqueued.
+func TestSourceThatNobodyHasDoesNotStopItsPool(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("lost", "192.0.2.1")
+	r.source("two", "127.0.0.12")
+	r.pool("default", "lost=1000", "two")
+	r.accept(20, message{domain: "example.test"})
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	r.drained(20 * time.Second)
+	if n := bySource(mx); n["127.0.0.12"] != 20 {
+		t.Errorf("arrived by source: %v, want all by the one that works", n)
+	}
+	r.pool("default", "lost")
+	r.until("the change is known", 10*time.Second, func() bool {
+		id := r.accept(1, message{domain: "example.test"})[0]
+		r.until("the message is tried", 10*time.Second, func() bool { return len(r.show(id).Attempts) > 0 })
+		return r.show(id).Attempts[0].Action == mail.Delayed
+	})
+	waiting := r.accept(5, message{domain: "example.test"})
+	for _, id := range waiting {
+		r.until("it is said why it waits", 10*time.Second, func() bool {
+			s := r.show(id)
+			return len(s.Attempts) == 1 && strings.Contains(s.Attempts[0].Reply,
+				"no source of pool default can be used: lost: no worker that can be reached has 192.0.2.1") && s.Attempts[0].Untried
+		})
+	}
+	r.source("lost", "127.0.0.14")
+	r.drained(20 * time.Second)
+	if n := bySource(mx); n["127.0.0.14"] < 5 {
+		t.Errorf("arrived by source: %v, want what waited by the source when its address was changed", n)
+	}
+}
+
+func TestPoolThatIsNotThere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.routes["example.test"].Pool = "later"
+	id := r.accept(1, message{domain: "example.test"})[0]
+	r.start(r.config(""))
+	r.conduct()
+	r.settled(1)
+	r.until("it is said why it waits", 10*time.Second, func() bool {
+		s := r.show(id)
+		return len(s.Attempts) == 1 && s.Attempts[0].Reply == "pool later has no source"
+	})
+	r.source("one", "127.0.0.11")
+	r.pool("later", "one")
+	r.drained(20 * time.Second)
+	if n := bySource(mx); n["127.0.0.11"] != 1 {
+		t.Errorf("arrived by source: %v, want one from the pool of the route", n)
+	}
+}
+
+// Postal tries IPv6 from a source that has none.
+func TestSourceUsesOnlyTheFamiliesThatItHas(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	six := smtptest.Start(t, smtptest.Script{Discard: true, Address: "[::1]:0"})
+	r.source("four", "127.0.0.11")
+	r.source("six", "::1")
+	r.pool("default", "four")
+	r.pool("both", "four", "six")
+	r.route("both.test", "mx.both.test", six.Addr(), mx.Addr())
+	r.route("six.test", "mx.six.test", six.Addr())
+	r.route("pool.test", "mx.pool.test", six.Addr())
+	r.routes["pool.test"].Pool = "both"
+	both := r.accept(5, message{domain: "both.test"})
+	no := r.accept(1, message{domain: "six.test"})[0]
+	pool := r.accept(5, message{domain: "pool.test"})
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	for _, id := range both {
+		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		if a := r.show(id).Attempts; len(a) != 1 || !a[0].Remote.Addr().Is4() {
+			t.Errorf("%s: %s, want one attempt, over IPv4", id, describe(a))
+		}
+	}
+	for _, id := range pool {
+		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		if a := r.show(id).Attempts; len(a) != 1 || a[0].Source != "six" {
+			t.Errorf("%s: %s, want one attempt, from the source with IPv6", id, describe(a))
+		}
+	}
+	r.until("it is said why", 10*time.Second, func() bool {
+		a := r.show(no).Attempts
+		return len(a) > 0 && a[0].Action == mail.Delayed &&
+			a[0].Reply == "the hosts have IPv6 addresses only, and no source of pool default has one"
+	})
+	if n := six.Count(); n != 5 {
+		t.Errorf("%d messages over IPv6, want 5", n)
+	}
+}
+
+// An address that one worker has serves the sites of all.
+func TestSourceOnAnotherWorkerIsReachedThroughIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	for i := range 8 {
+		r.route(mail.Domain(fmt.Sprintf("d%d.test", i)), mail.Site(fmt.Sprintf("mx%d.test", i)), mx.Addr())
+	}
+	r.source("one", "127.0.0.11")
+	r.source("two", "127.0.0.12")
+	r.pool("default", "one")
+	r.pool("other", "two")
+	for i := range 8 {
+		if i%2 == 1 {
+			r.routes[mail.Domain(fmt.Sprintf("d%d.test", i))].Pool = "other"
+		}
+	}
+	for _, has := range []string{"127.0.0.11", "127.0.0.12"} {
+		c := r.config(unlimited)
+		c.HasAddress = func(a netip.Addr) bool { return a.String() == has }
+		c.EgressListen = closedPort(t).String()
+		c.EgressPorts = []uint16{mx.Addr().Port()}
+		r.start(c)
+	}
+	r.settled(2)
+	for i := range 8 {
+		r.accept(10, message{domain: mail.Domain(fmt.Sprintf("d%d.test", i))})
+	}
+	r.conduct()
+	r.drained(30 * time.Second)
+	if n := bySource(mx); n["127.0.0.11"] != 40 || n["127.0.0.12"] != 40 || mx.Count() != 80 {
+		t.Errorf("arrived by source: %v, want 40 by each", n)
+	}
+}
+
+// A proxy that dies is left for the other sources of the pool, and costs no
+// attempt.
+func TestProxyThatDiesIsLeft(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("one", "127.0.0.11", func(s *store.Source) { s.Egress = "socks5://" + closedPort(t).String() })
+	r.source("two", "127.0.0.12")
+	r.pool("default", "one", "two")
+	r.pool("alone", "one")
+	r.route("alone.test", "mx.alone.test", mx.Addr())
+	r.routes["alone.test"].Pool = "alone"
+	ids := r.accept(20, message{domain: "example.test"})
+	alone := r.accept(1, message{domain: "alone.test"})[0]
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	for _, id := range ids {
+		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		if a := r.show(id).Attempts; len(a) != 1 || a[0].Source != "two" {
+			t.Errorf("%s: %s, want one attempt, from the source that works", id, describe(a))
+		}
+	}
+	r.until("it is said why the other waits", 10*time.Second, func() bool {
+		a := r.show(alone).Attempts
+		return len(a) == 1 && a[0].Untried && strings.Contains(a[0].Reply, "no source of pool alone can be used: one: the source cannot be used: proxy")
+	})
+}
+
+func TestSuspendedSourceIsNotUsed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("one", "127.0.0.11", func(s *store.Source) {
+		s.SuspendedUntil, s.SuspendReason = time.Now().Add(time.Hour), "maintenance"
+	})
+	r.source("two", "127.0.0.12")
+	r.pool("default", "one", "two")
+	r.accept(10, message{domain: "example.test"})
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	r.drained(20 * time.Second)
+	if n := bySource(mx); n["127.0.0.12"] != 10 {
+		t.Errorf("arrived by source: %v, want none from the suspended one", n)
+	}
+	r.source("one", "127.0.0.11")
+	r.until("the source is used again", 10*time.Second, func() bool {
+		r.accept(2, message{domain: "example.test"})
+		r.drained(10 * time.Second)
+		return bySource(mx)["127.0.0.11"] > 0
+	})
+}
