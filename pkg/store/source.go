@@ -56,8 +56,8 @@ type Listener struct {
 
 // Sources is everything that says where mail leaves from.
 type Sources struct {
-	Sources   []Source // by name
-	Members   []Member // by pool and source
+	Sources   []Source          // by name
+	Members   []Member          // by pool and source
 	Tenants   map[string]string // the pool of those that have one
 	WarmUps   []WarmUpDay
 	Blocks    []SourceBlock // that hold now
