@@ -1,8 +1,10 @@
 package smtptest
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -50,6 +52,16 @@ func Raw(text string) Act {
 	}
 }
 
+// As does do and goes on as after a reply with the code.
+func As(code int, do Act) Act {
+	return func(s *session) int {
+		if do(s) == 0 {
+			return 0
+		}
+		return code
+	}
+}
+
 // Drop closes the connection.
 func Drop() Act {
 	return func(s *session) int {
@@ -85,6 +97,22 @@ func Freeze() Act {
 		s.flush()
 		<-s.server.closing
 		return 0
+	}
+}
+
+// Drain reads and drops what the client sends, for so long at most. It gives
+// no reply, so put it into Then.
+func Drain(limit time.Duration) Act {
+	return func(s *session) int {
+		s.flush()
+		err := s.tcp.SetReadDeadline(time.Now().Add(limit))
+		if err == nil {
+			_, err = io.Copy(io.Discard, s.r)
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			s.note(err)
+		}
+		return noReply
 	}
 }
 
@@ -143,14 +171,17 @@ func Await(release <-chan struct{}, do Act) Act {
 const noReply = 1
 
 // Then does one act after the other and goes on by the code of the first
-// reply, unless one of them ended the connection.
+// reply, which holds also if a later one ended the connection.
 func Then(acts ...Act) Act {
 	return func(s *session) int {
 		code := noReply
 		for _, do := range acts {
 			switch c := do(s); {
-			case c == 0:
+			case c == 0 && code == noReply:
 				return 0
+			case c == 0:
+				s.over = true
+				return code
 			case code == noReply:
 				code = c
 			}
@@ -168,6 +199,19 @@ func AfterBytes(n int64, do Act) Act {
 			return 0
 		}
 		return do(s)
+	}
+}
+
+// Forget drops what the client has sent ahead of the reply, as hosts do that
+// offer PIPELINING and throw their input away. It gives no reply, so put it
+// into Then.
+func Forget() Act {
+	return func(s *session) int {
+		_, err := s.r.Discard(s.r.Buffered())
+		if err != nil {
+			s.note(err)
+		}
+		return noReply
 	}
 }
 

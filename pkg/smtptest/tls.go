@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"net"
@@ -25,7 +26,7 @@ func NewAuthority() (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority key: %w", err)
 	}
-	tmpl := template("smtptest authority")
+	tmpl := template("smtptest authority", time.Now())
 	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
@@ -45,26 +46,38 @@ func (a *Authority) Pool() *x509.CertPool {
 	return pool
 }
 
+// PEM returns the certificate of the authority, as programs want it that are
+// to trust it.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
 // Server returns the configuration of a server whose certificate the
 // authority signed for the names and addresses.
 func (a *Authority) Server(names ...string) (*tls.Config, error) {
-	return serverConfig(names, a)
+	return serverConfig(names, a, time.Now())
+}
+
+// Expired returns the configuration of a server whose certificate was good
+// until yesterday.
+func (a *Authority) Expired(names ...string) (*tls.Config, error) {
+	return serverConfig(names, a, time.Now().Add(-2*lifetime))
 }
 
 // SelfSigned returns the configuration of a server with a certificate that
 // nobody vouches for.
 func SelfSigned(names ...string) (*tls.Config, error) {
-	return serverConfig(names, nil)
+	return serverConfig(names, nil, time.Now())
 }
 
-// serverConfig makes a server certificate; without an authority it signs
-// itself.
-func serverConfig(names []string, a *Authority) (*tls.Config, error) {
+// serverConfig makes a server certificate as of a time; without an authority
+// it signs itself.
+func serverConfig(names []string, a *Authority, now time.Time) (*tls.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("server key: %w", err)
 	}
-	tmpl := template("smtptest server")
+	tmpl := template("smtptest server", now)
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
@@ -84,11 +97,14 @@ func serverConfig(names []string, a *Authority) (*tls.Config, error) {
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, nil
 }
 
-func template(name string) *x509.Certificate {
+// lifetime is that of the certificates.
+const lifetime = 24 * time.Hour
+
+func template(name string, now time.Time) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(24 * time.Hour),
+		NotBefore:    now.Add(-time.Hour),
+		NotAfter:     now.Add(lifetime),
 	}
 }

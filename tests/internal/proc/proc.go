@@ -171,14 +171,18 @@ func Tail(path string, limit int64) string {
 func Poll(ctx context.Context, check func(context.Context) error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := check(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil { // what ctx cut short says nothing
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w, the last answer was: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w, the last answer was: %w", context.Cause(ctx), last)
 		case <-tick.C:
 		}
 	}

@@ -54,7 +54,7 @@ func TestEveryFaultAtEveryPhase(t *testing.T) {
 		{"not SMTP", smtptest.Raw("HTTP/1.1 400 Bad Request\r\n\r\n"), 0, smtp.ErrReply, true, false},
 		{"1yz", smtptest.Raw("120 soon\r\n"), 0, smtp.ErrReply, true, false},
 		{"half a reply", smtptest.Then(smtptest.Raw("25"), smtptest.Drop()), 0, io.ErrUnexpectedEOF, true, false},
-		{"half of two lines", smtptest.Then(smtptest.Raw("250-ok\r\n"), smtptest.Drop()), 0, io.ErrUnexpectedEOF, true, false},
+		{"half of two lines", smtptest.Then(smtptest.Raw("550-ok\r\n"), smtptest.Drop()), 0, io.ErrUnexpectedEOF, true, false},
 		{"endless lines", smtptest.Endless("250-more\r\n"), 0, smtp.ErrReply, true, false},
 		{"endless line", smtptest.Endless("250 more and more"), 0, smtp.ErrReply, true, false},
 		{"drop", smtptest.Drop(), 0, io.EOF, true, false},

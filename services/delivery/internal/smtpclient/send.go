@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -356,6 +357,10 @@ func (x *sending) hungUp(phase mail.Phase, err error) {
 	if errors.Is(err, ErrContent) || errors.Is(err, ErrWithheld) || errors.Is(err, smtp.ErrBareNewline) {
 		x.broke(phase, err)
 		return
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// What such a host does not read would stay in the kernel for minutes.
+		x.dropUnsent()
 	}
 	reply, err := x.lastWords(err)
 	x.end(Answer{Phase: phase, Reply: reply, Err: fault(x.ctx, err)})

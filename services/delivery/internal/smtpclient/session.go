@@ -83,6 +83,14 @@ func (s *Session) abort() {
 	_ = s.tcp.Close()
 }
 
+// dropUnsent has the end of the connection throw away what was written and
+// has not left.
+func (s *Session) dropUnsent() {
+	if c, ok := s.tcp.(*net.TCPConn); ok {
+		_ = c.SetLinger(0) // it fails on a connection that is gone
+	}
+}
+
 // bind makes the end of the context close the connection until release is
 // called. release returns ErrStopped if that has happened.
 func (s *Session) bind(ctx context.Context) (release func() error) {
