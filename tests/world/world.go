@@ -247,6 +247,19 @@ func (w *World) Service(name string, c int) *Service {
 	panic(fmt.Sprintf("no copy %d of %s in this world", c, name))
 }
 
+// Add makes one more copy of a service, which is not started.
+func (w *World) Add(name string) *Service {
+	copies := 0
+	for _, s := range w.services {
+		if s.Name == name {
+			copies++
+		}
+	}
+	s := w.newService(name, copies)
+	w.services = append(w.services, s)
+	return s
+}
+
 // SMTP returns where a copy of ingress takes mail.
 func (w *World) SMTP(c int) string { return w.Service("ingress", c).smtp }
 
@@ -359,6 +372,9 @@ func (w *World) Close() error {
 func (w *World) alarms() error {
 	var errs []error
 	for _, s := range w.services {
+		if s.Process() == nil {
+			continue // never started
+		}
 		text, err := os.ReadFile(filepath.Join(w.Dir, s.String()+".log"))
 		if err != nil {
 			errs = append(errs, err)
