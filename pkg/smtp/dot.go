@@ -26,6 +26,7 @@ const (
 	afterCR                    // a CR inside a line
 	afterDot                   // DotReader: the dot that begins a line, not content
 	afterDotCR                 // DotReader: such a dot and a CR
+	afterLF                    // DotReader: an LF that is no line end of ours, and may be one of the client's
 )
 
 // scanLine returns the length of the line that begins or goes on in s, its
@@ -152,11 +153,18 @@ func (d *DotWriter) fail(err error) {
 //
 // The zero value is not ready: use Reset.
 type DotReader struct {
-	r     *bufio.Reader
-	state dotState
-	bare  bool
-	err   error
+	r       *bufio.Reader
+	lenient bool
+	state   dotState
+	bare    bool
+	err     error
 }
+
+// ResetLenient is Reset for a client that may end lines with an LF alone. A
+// bare CR or LF is content then, of which NewlineReader makes what it can. The
+// dots at the beginning of such lines are taken out; the data ends at
+// CRLF.CRLF and at nothing else, as always.
+func (d *DotReader) ResetLenient(r *bufio.Reader) { *d = DotReader{r: r, lenient: true} }
 
 // Reset makes d read the data that begins at the next octet of r.
 func (d *DotReader) Reset(r *bufio.Reader) { *d = DotReader{r: r} }
@@ -199,6 +207,9 @@ func (d *DotReader) unstuff(p, src []byte) (used, wrote int) {
 		case d.state == lineStart && c == '.':
 			d.state = afterDot
 			used++
+		case d.state == afterLF && c == '.':
+			d.state = inLine
+			used++
 		case d.state == afterDot && c == '\r':
 			d.state = afterDotCR
 			used++
@@ -225,18 +236,21 @@ func (d *DotReader) unstuff(p, src []byte) (used, wrote int) {
 func (d *DotReader) copyPlain(p, src []byte) int {
 	src = src[:min(len(src), len(p))]
 	n := 0
-	for n < len(src) && (d.state != lineStart || src[n] != '.') {
+	for n < len(src) && (d.state != lineStart && d.state != afterLF || src[n] != '.') {
 		length, next, bare := scanLine(d.state, src[n:])
 		d.state = next
 		d.bare = d.bare || bare
 		n += length
+		if d.lenient && next == inLine && src[n-1] == '\n' {
+			d.state = afterLF
+		}
 	}
 	return copy(p, src[:n])
 }
 
 func (d *DotReader) end() {
 	d.err = io.EOF
-	if d.bare {
+	if d.bare && !d.lenient {
 		d.err = ErrBareNewline
 	}
 }

@@ -19,6 +19,7 @@ type Config struct {
 	Listen      []string     `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Addresses of the relay listener, comma-separated: clients of the relay networks send without AUTH."`
 	Submission  []string     `envconfig:"SUBMISSION_LISTEN" default:"127.0.0.1:2587" desc:"Addresses of the submission listener: every client must authenticate. Served only with a certificate, or with POSTRIDER_SMTP_PLAINTEXT_AUTH."`
 	Submissions []string     `envconfig:"SUBMISSIONS_LISTEN" default:"127.0.0.1:2465" desc:"Addresses of the submission listener with implicit TLS. Served only with a certificate."`
+	Listeners   listeners    `envconfig:"SMTP_LISTENERS" desc:"Any number of listeners more, each with its own networks, limits, TLS and AUTH: docs/listeners.md. Such as: 10.0.0.5:25 networks=10.0.0.0/8 tls=no; :2526 auth=required max-recipients=50"`
 	Hostname    string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
 	SMTP        smtpd.Config // limits and policy of the sessions
 	HTTP        httpd.Config
@@ -33,6 +34,11 @@ func (c *Config) Validate() error {
 	for _, address := range slices.Concat(c.Listen, c.Submission, c.Submissions) {
 		if _, _, err := net.SplitHostPort(address); err != nil {
 			errs = append(errs, fmt.Errorf("POSTRIDER_SMTP_LISTEN, SUBMISSION_LISTEN or SUBMISSIONS_LISTEN: %w", err))
+		}
+	}
+	for i := range c.Listeners.all {
+		if err := c.Listeners.all[i].validate(c.SMTP); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_SMTP_LISTENERS: %w", err))
 		}
 	}
 	if !smtp.ParseHello(c.Hostname) {

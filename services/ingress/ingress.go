@@ -72,6 +72,11 @@ func Listen(ctx context.Context, cfg Config) (*Listeners, error) {
 	if err == nil && holder != nil {
 		err = l.open(ctx, cfg.Submissions, smtpd.Door{Submission: true, ImplicitTLS: true})
 	}
+	for i := range cfg.Listeners.all {
+		if err == nil {
+			err = l.openOwn(ctx, &cfg.Listeners.all[i], cfg)
+		}
+	}
 	if err == nil {
 		l.web, err = listenHTTP(ctx, cfg.HTTP.Listen)
 	}
@@ -94,6 +99,18 @@ func (l *Listeners) open(ctx context.Context, addresses []string, door smtpd.Doo
 	return nil
 }
 
+// openOwn opens a door that has rules of its own.
+func (l *Listeners) openOwn(ctx context.Context, own *listener, cfg Config) error {
+	door, err := own.door(cfg.SMTP)
+	if err != nil {
+		return err
+	}
+	if l.certs == nil && (door.ImplicitTLS || door.NeedTLS) {
+		return fmt.Errorf("listener %s wants TLS, and there is no certificate", own.address)
+	}
+	return l.open(ctx, []string{own.address}, door)
+}
+
 // Close closes all addresses. Run does so by itself.
 func (l *Listeners) Close() error {
 	var errs []error
@@ -104,6 +121,15 @@ func (l *Listeners) Close() error {
 		errs = append(errs, l.web.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Addrs returns the addresses of all SMTP listeners.
+func (l *Listeners) Addrs() []net.Addr {
+	all := make([]net.Addr, len(l.doors))
+	for i, door := range l.doors {
+		all[i] = door.Listener.Addr()
+	}
+	return all
 }
 
 // Addr returns the first address of the relay listener, nil if there is none.
@@ -152,6 +178,11 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	cfg.SMTP.Hostname = cfg.Hostname
 	cfg.SMTP.Lifetime = func(domain mail.Domain) time.Duration {
 		return shape.For(shaping.Query{Domain: domain}).MessageLifetime
+	}
+	for _, door := range deps.Listener.doors {
+		if door.Config != nil {
+			door.Config.Hostname, door.Config.Lifetime = cfg.SMTP.Hostname, cfg.SMTP.Lifetime
+		}
 	}
 	committer := commit.New(deps.Store, deps.Bus, cfg.SMTP.CommitTimeout)
 	keeper, err := access.New(deps.Store, cfg.Access)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/bustest"
 	"github.com/postrider/postrider/pkg/devpg"
@@ -67,6 +68,19 @@ type world struct {
 
 func start(t *testing.T, url string) *world {
 	t.Helper()
+	cfg := testConfig()
+	listener, err := ingress.Listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := serve(t, url, cfg, listener)
+	w.address = listener.Addr().String()
+	return w
+}
+
+// serve runs an ingress until the test ends.
+func serve(t *testing.T, url string, cfg ingress.Config, listener *ingress.Listeners) *world {
+	t.Helper()
 	w := &world{nats: bustest.Start(t)}
 	var err error
 	if w.bus, err = bus.Connect(t.Context(), bus.Config{URL: w.nats.URL()}); err != nil {
@@ -77,12 +91,6 @@ func start(t *testing.T, url string) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.store.Close)
-	cfg := testConfig()
-	listener, err := ingress.Listen(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.address = listener.Addr().String()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ingress.Run(ctx, cfg, ingress.Deps{Listener: listener, Store: w.store, Bus: w.bus}) }()
@@ -378,6 +386,55 @@ func TestBusAway(t *testing.T) {
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("took %s", took)
 		}
+	}
+}
+
+// Any number of listeners, each with its own rules: docs/listeners.md.
+func TestListenersOfTheirOwn(t *testing.T) {
+	t.Setenv("POSTRIDER_HOSTNAME", "mx.example")
+	t.Setenv("POSTRIDER_HTTP_LISTEN", "")
+	t.Setenv("POSTRIDER_SMTP_LISTEN", "")
+	t.Setenv("POSTRIDER_RELAY_NETWORKS", "127.0.0.0/8")
+	t.Setenv("POSTRIDER_SMTP_LISTENERS", "127.0.0.1:0 max-recipients=100 normalize-newlines=yes; 127.0.0.1:0 networks=none max-message-bytes=70000\n127.0.0.1:0 auth=required plaintext-auth=yes max-connections=1")
+	var cfg ingress.Config
+	if err := boot.Load(nil, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := ingress.Listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := serve(t, storetest.New(t), cfg, listener)
+	all := listener.Addrs()
+	if len(all) != 3 {
+		t.Fatalf("listening at %v", all)
+	}
+	for _, ask := range []struct {
+		at            int
+		command, want string
+	}{
+		{0, "MAIL FROM:<a@example.com>\n", "250 2.1.0"},
+		{1, "MAIL FROM:<a@example.com> SIZE=70001\r\n", "552 5.3.4"},
+		{1, "MAIL FROM:<a@example.com>\n", "550 5.5.2"},
+		{2, "MAIL FROM:<a@example.com>\r\n", "530 5.7.0"},
+	} {
+		w.address = all[ask.at].String()
+		s, err := w.session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply, err := s.say(ask.command, 1); err != nil || !strings.HasPrefix(reply.String(), ask.want) {
+			t.Errorf("listener %d, %q: %s, %v, want %s", ask.at, ask.command, reply, err, ask.want)
+		}
+		defer s.conn.Close()
+	}
+	second, err := net.Dial("tcp", w.address) // of one that is allowed there
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if reply, err := smtp.ReadReply(bufio.NewReader(second)); err != nil || !strings.HasPrefix(reply.String(), "421 4.3.2") {
+		t.Errorf("a client too many hears %s, %v", reply, err)
 	}
 }
 

@@ -25,7 +25,7 @@ const channelBinding = "EXPORTER-Channel-Binding"
 
 // mayAuth reports whether AUTH is offered.
 func (s *session) mayAuth() bool {
-	return s.server.access != nil && !s.authed && !s.silent && (s.tls != nil || s.server.cfg.PlaintextAuth)
+	return s.server.access != nil && !s.door.NoAuth && !s.authed && !s.silent && (s.tls != nil || s.cfg.PlaintextAuth)
 }
 
 // mechanisms lists those that are offered, the strongest first.
@@ -54,9 +54,9 @@ func (s *session) exporter() []byte {
 func (s *session) doAuth(arguments string) {
 	mechanism, initial, given := strings.Cut(arguments, " ")
 	switch {
-	case s.server.access == nil || s.silent:
+	case s.server.access == nil || s.door.NoAuth || s.silent:
 		s.refuse("AUTH", replyNotHere)
-	case s.tls == nil && !s.server.cfg.PlaintextAuth:
+	case s.tls == nil && !s.cfg.PlaintextAuth:
 		s.refuse("AUTH", replyAuthNeedsTLS)
 	case s.client.Hello == "" || !s.esmtp:
 		s.refuse("AUTH", replyEHLOFirst)

@@ -53,14 +53,14 @@ func (s *session) doBDAT(arguments string) {
 }
 
 // discardable is how much is read of content that is refused.
-func (s *session) discardable() int64 { return 2 * s.server.cfg.MaxMessageBytes }
+func (s *session) discardable() int64 { return 2 * s.cfg.MaxMessageBytes }
 
 // Read reads content up to the end of a chunk. At the end of the last one it
 // returns io.EOF or smtp.ErrBareNewline.
 func (c *chunks) Read(p []byte) (int, error) {
 	for c.left == 0 {
 		if c.last {
-			if err := c.check.Err(); err != nil && c.s.mail.args.Body != mail.BodyBinaryMIME {
+			if err := c.check.Err(); err != nil && c.s.mail.args.Body != mail.BodyBinaryMIME && !c.s.cfg.NormalizeNewlines {
 				return 0, err
 			}
 			return 0, io.EOF
@@ -114,7 +114,7 @@ func (c *chunks) next() error {
 		default:
 			return c.interrupt(line)
 		}
-		if c.s.errors >= c.s.server.cfg.MaxErrors {
+		if c.s.errors >= c.s.cfg.MaxErrors {
 			return errInterrupted
 		}
 	}

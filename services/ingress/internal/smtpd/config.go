@@ -21,6 +21,7 @@ type Config struct {
 	PlaintextAuth            bool           `envconfig:"SMTP_PLAINTEXT_AUTH" desc:"Take passwords without TLS too. Only for networks that nobody else can listen to."`
 	HideClients              bool           `envconfig:"SMTP_HIDE_CLIENTS" desc:"Leave name and address of clients that authenticate out of the Received field."`
 	BinaryMIME               bool           `envconfig:"SMTP_BINARYMIME" desc:"Offer BINARYMIME (RFC 3030). Such a message fails at every next hop that does not."`
+	NormalizeNewlines        bool           `envconfig:"SMTP_NORMALIZE_NEWLINES" desc:"Take an LF alone for a line end, and make it CR LF, instead of refusing the message. For applications that cannot do better; the end of a message is CR LF . CR LF all the same."`
 	MaxMessageBytes          int64          `envconfig:"MAX_MESSAGE_BYTES" default:"26214400" desc:"Largest message, in bytes; offered as SIZE."`
 	MaxRecipients            int            `envconfig:"MAX_RECIPIENTS" default:"1000" desc:"Recipients of one message; the rest gets 452 and is sent again by the client."`
 	MaxMessages              int            `envconfig:"SMTP_MAX_MESSAGES" default:"1000" desc:"Messages of one connection, then 421, so that long-lived clients spread again over the servers."`

@@ -11,8 +11,6 @@ import (
 // crowd counts what clients do at this process: connections at a time, and
 // new connections and messages in a minute.
 type crowd struct {
-	cfg *Config
-
 	mu    sync.Mutex                   // guards what follows
 	known map[netip.Prefix]*attendance // by client, and by network
 	sweep int                          // known is looked through at this size
@@ -27,8 +25,8 @@ type attendance struct {
 
 const leastSweep = 1024
 
-func newCrowd(cfg *Config) *crowd {
-	return &crowd{cfg: cfg, known: map[netip.Prefix]*attendance{}, sweep: leastSweep}
+func newCrowd() *crowd {
+	return &crowd{known: map[netip.Prefix]*attendance{}, sweep: leastSweep}
 }
 
 // prefixes of an address: what counts as one client, and its network. A /64
@@ -44,19 +42,20 @@ func clientOf(a netip.Addr) (client, network netip.Prefix) {
 	return client, network
 }
 
-// enter counts a connection, or returns the reply that refuses it.
-func (c *crowd) enter(a netip.Addr, now time.Time) mail.Reply {
+// enter counts a connection, or returns the reply that refuses it at a door
+// with these limits.
+func (c *crowd) enter(a netip.Addr, limits *Config, now time.Time) mail.Reply {
 	client, network := clientOf(a)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tidy(now)
 	one, many := c.of(client), c.of(network)
 	switch {
-	case one.connections >= c.cfg.MaxConnectionsPerIP:
+	case one.connections >= limits.MaxConnectionsPerIP:
 		return replyConnectionIP
-	case c.cfg.MaxConnectionsPerNetwork > 0 && many.connections >= c.cfg.MaxConnectionsPerNetwork:
+	case limits.MaxConnectionsPerNetwork > 0 && many.connections >= limits.MaxConnectionsPerNetwork:
 		return replyConnectionNetwork
-	case !one.arrivals.take(now, c.cfg.ConnectionRate):
+	case !one.arrivals.take(now, limits.ConnectionRate):
 		return replyConnectionRate
 	}
 	one.connections++
@@ -76,12 +75,12 @@ func (c *crowd) leave(a netip.Addr, now time.Time) {
 }
 
 // message counts a message, or reports that it is one too many.
-func (c *crowd) message(a netip.Addr, now time.Time) bool {
+func (c *crowd) message(a netip.Addr, limits *Config, now time.Time) bool {
 	client, _ := clientOf(a)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tidy(now)
-	return c.of(client).messages.take(now, c.cfg.MessageRate)
+	return c.of(client).messages.take(now, limits.MessageRate)
 }
 
 // of returns the counts of a prefix. c.mu is held.

@@ -9,11 +9,11 @@ import (
 func TestCrowd(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxConnectionsPerIP, cfg.MaxConnectionsPerNetwork, cfg.ConnectionRate, cfg.MessageRate = 2, 3, 4, 2
-	c := newCrowd(&cfg)
+	c := newCrowd()
 	now := time.Unix(1_800_000_000, 0)
 	enter := func(address string, want int, reply string) {
 		t.Helper()
-		if got := c.enter(netip.MustParseAddr(address), now); got.Code != want || reply != "" && got.Text() != reply {
+		if got := c.enter(netip.MustParseAddr(address), &cfg, now); got.Code != want || reply != "" && got.Text() != reply {
 			t.Errorf("%s: %s, want %d %s", address, got, want, reply)
 		}
 	}
@@ -47,7 +47,7 @@ func TestCrowd(t *testing.T) {
 		after time.Duration
 		ok    bool
 	}{{0, true}, {0, true}, {0, false}, {30 * time.Second, true}} {
-		if c.message(a, now.Add(m.after)) != m.ok {
+		if c.message(a, &cfg, now.Add(m.after)) != m.ok {
 			t.Errorf("message %d of two a minute: want %v", i+1, m.ok)
 		}
 	}
@@ -57,11 +57,11 @@ func TestCrowd(t *testing.T) {
 func TestCrowdForgets(t *testing.T) {
 	cfg := testConfig()
 	cfg.ConnectionRate = 1
-	c := newCrowd(&cfg)
+	c := newCrowd()
 	now := time.Unix(1_800_000_000, 0)
 	for i := range 100_000 {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-		if got := c.enter(a, now); got.Code != 0 {
+		if got := c.enter(a, &cfg, now); got.Code != 0 {
 			t.Fatal(got)
 		}
 		c.leave(a, now)

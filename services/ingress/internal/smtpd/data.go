@@ -51,7 +51,11 @@ func (s *session) doData(arguments string) {
 		return
 	}
 	s.wire.reply(replyGoAhead)
-	s.dots.Reset(s.wire.in)
+	if s.cfg.NormalizeNewlines {
+		s.dots.ResetLenient(s.wire.in)
+	} else {
+		s.dots.Reset(s.wire.in)
+	}
 	s.take("DATA", buf, &s.dots)
 }
 
@@ -97,6 +101,7 @@ func (s *session) take(verb string, buf *buffer, content io.Reader) {
 type incoming struct {
 	s       *session
 	content io.Reader // ends with io.EOF or smtp.ErrBareNewline
+	lines   io.Reader // content, with the line ends that are relayed
 	began   time.Time
 	size    int64
 	line    int   // octets of the line so far
@@ -106,8 +111,11 @@ type incoming struct {
 }
 
 func newIncoming(s *session, content io.Reader) *incoming {
-	in := &incoming{s: s, content: content, began: time.Now()}
-	if limit := s.server.cfg.MaxLine; limit > 0 && s.mail.args.Body != mail.BodyBinaryMIME {
+	in := &incoming{s: s, content: content, lines: content, began: time.Now()}
+	if s.cfg.NormalizeNewlines && s.mail.args.Body != mail.BodyBinaryMIME {
+		in.lines = smtp.NewNewlineReader(content)
+	}
+	if limit := s.cfg.MaxLine; limit > 0 && s.mail.args.Body != mail.BodyBinaryMIME {
 		in.maxLine = limit + len("\r")
 	}
 	in.renew()
@@ -117,7 +125,7 @@ func newIncoming(s *session, content io.Reader) *incoming {
 // renew moves the deadline on by what has come: a client that sends slower
 // than the least rate is cut off, however steadily it sends.
 func (in *incoming) renew() {
-	cfg := &in.s.server.cfg
+	cfg := in.s.cfg
 	earned := time.Duration(float64(in.size) / float64(cfg.MinDataRate) * float64(time.Second))
 	in.s.wire.setDataDeadline(in.began.Add(cfg.IdleTimeout + earned))
 }
@@ -129,10 +137,10 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if in.err != nil {
 		return 0, in.err
 	}
-	n, err := in.content.Read(p)
+	n, err := in.lines.Read(p)
 	in.size += int64(n)
 	in.renew()
-	if err == nil && in.size > in.s.server.cfg.MaxMessageBytes {
+	if err == nil && in.size > in.s.cfg.MaxMessageBytes {
 		err = errTooLarge
 	}
 	if in.measure(p[:n]); in.long && errors.Is(err, io.EOF) {

@@ -24,13 +24,13 @@ func (s *session) doHello(command smtp.Command) {
 		s.wire.reply(mail.Reply{Code: 250, Lines: s.keywords()})
 		return
 	}
-	s.wire.reply(mail.Reply{Code: 250, Lines: []string{s.server.cfg.Hostname}})
+	s.wire.reply(mail.Reply{Code: 250, Lines: []string{s.cfg.Hostname}})
 }
 
 // keywords lists what the client may use here and now: RFC 5321 §4.1.1.1.
 // They have no enhanced codes: RFC 2034 §3.
 func (s *session) keywords() []string {
-	cfg := &s.server.cfg
+	cfg := s.cfg
 	lines := []string{
 		cfg.Hostname,
 		"PIPELINING",

@@ -32,9 +32,14 @@ type Door struct {
 	// ImplicitTLS: TLS begins with the connection (RFC 8314 §3). Otherwise
 	// STARTTLS is offered, if there is a certificate.
 	ImplicitTLS bool
+	NoTLS       bool // STARTTLS is not offered
+	NeedTLS     bool // no mail before STARTTLS
 	// Submission: every client must authenticate, whatever its network (RFC
 	// 6409 §4.3).
 	Submission bool
+	NoAuth     bool    // AUTH is not offered
+	Config     *Config // limits and policy here; nil: those of the server
+	open       int     // connections; guarded by the server's mutex
 }
 
 // gatekeeper knows who clients are, and what they may send. *access.Keeper is
@@ -89,7 +94,7 @@ func New(cfg Config, deps Deps) *Server {
 		access:    deps.Access,
 		certs:     deps.TLS,
 		memory:    memory{limit: cfg.MemoryBytes},
-		crowd:     newCrowd(&cfg),
+		crowd:     newCrowd(),
 		streams:   make(chan struct{}, cfg.Streams),
 		tracer:    otel.Tracer("github.com/postrider/postrider/services/ingress"),
 		sessions:  map[*session]struct{}{},
@@ -198,7 +203,7 @@ func (s *Server) enter(session *session) mail.Reply {
 	switch {
 	case !s.drainAt.IsZero():
 		return replyDraining
-	case len(s.sessions) >= s.cfg.MaxConnections:
+	case len(s.sessions) >= s.cfg.MaxConnections, session.door.open >= session.cfg.MaxConnections:
 		return replyConnections
 	}
 	if !session.proxied() { // else we do not know the client yet
@@ -207,6 +212,7 @@ func (s *Server) enter(session *session) mail.Reply {
 		}
 	}
 	s.sessions[session] = struct{}{}
+	session.door.open++
 	return mail.Reply{}
 }
 
@@ -214,6 +220,7 @@ func (s *Server) leave(session *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, session)
+	session.door.open--
 }
 
 // drain makes every session end at its next command.

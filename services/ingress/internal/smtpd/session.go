@@ -27,6 +27,7 @@ const proxyTime = 5 * time.Second
 type session struct {
 	server  *Server
 	door    *Door
+	cfg     *Config // of the door
 	wire    *wire
 	seat    *commit.Seat
 	client  mail.Client
@@ -50,10 +51,15 @@ type session struct {
 }
 
 func newSession(server *Server, conn net.Conn, door *Door) *session {
+	cfg := &server.cfg
+	if door.Config != nil {
+		cfg = door.Config
+	}
 	return &session{
 		server: server,
 		door:   door,
-		wire:   newWire(conn, server.cfg.IdleTimeout),
+		cfg:    cfg,
+		wire:   newWire(conn, cfg),
 		seat:   server.committer.Seat(),
 		client: mail.Client{Address: clientAddress(conn)},
 	}
@@ -78,19 +84,19 @@ func (s *session) serve() {
 		default:
 			s.command(line)
 		}
-		if s.errors >= s.server.cfg.MaxErrors && !s.over {
+		if s.errors >= s.cfg.MaxErrors && !s.over {
 			s.end(replyErrors)
 		}
 	}
 }
 
 func (s *session) greet() {
-	s.wire.reply(mail.Reply{Code: 220, Lines: []string{s.server.cfg.Hostname + " ESMTP postrider"}})
+	s.wire.reply(mail.Reply{Code: 220, Lines: []string{s.cfg.Hostname + " ESMTP postrider"}})
 }
 
 // proxied reports whether the peer is a load balancer.
 func (s *session) proxied() bool {
-	return contains(s.server.cfg.ProxyNetworks, s.client.Address)
+	return contains(s.cfg.ProxyNetworks, s.client.Address)
 }
 
 // arrive finds out who has come. It returns false for those that may not
@@ -99,7 +105,7 @@ func (s *session) arrive() bool {
 	if s.proxied() && !s.readProxy() {
 		return false
 	}
-	s.trusted = contains(s.server.cfg.XClientNetworks, s.client.Address)
+	s.trusted = contains(s.cfg.XClientNetworks, s.client.Address)
 	s.recognise()
 	if s.door.ImplicitTLS {
 		return s.secure()
@@ -145,7 +151,7 @@ func (s *session) readProxy() bool {
 
 // enterCrowd counts the client in, or returns the reply that refuses it.
 func (s *session) enterCrowd() mail.Reply {
-	refusal := s.server.crowd.enter(s.client.Address, time.Now())
+	refusal := s.server.crowd.enter(s.client.Address, s.cfg, time.Now())
 	s.counted, s.inCrowd = s.client.Address, refusal.Code == 0
 	return refusal
 }
@@ -160,7 +166,7 @@ func (s *session) leaveCrowd() {
 // recognise gives the client what its address alone is good for.
 func (s *session) recognise() {
 	s.id, s.authed = access.Identity{}, false
-	if !s.door.Submission && !s.silent && contains(s.server.cfg.RelayNetworks, s.client.Address) {
+	if !s.door.Submission && !s.silent && contains(s.cfg.RelayNetworks, s.client.Address) {
 		s.id = access.Network()
 	}
 }
@@ -201,9 +207,15 @@ func (s *session) command(line []byte) {
 		s.refuse("", malformed(line))
 		return
 	}
-	if s.door.Submission && !s.known() && needsIdentity(command.Verb) {
-		s.refuse(command.Verb, s.needIdentity())
-		return
+	if needsIdentity(command.Verb) {
+		switch {
+		case s.door.NeedTLS && s.tls == nil: // RFC 3207 §4
+			s.refuse(command.Verb, replyTLSFirst)
+			return
+		case s.door.Submission && !s.known():
+			s.refuse(command.Verb, s.needIdentity())
+			return
+		}
 	}
 	switch command.Verb {
 	case "MAIL":

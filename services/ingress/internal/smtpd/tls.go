@@ -11,12 +11,12 @@ import (
 )
 
 // mayStartTLS reports whether STARTTLS is offered.
-func (s *session) mayStartTLS() bool { return s.server.tls != nil && s.tls == nil }
+func (s *session) mayStartTLS() bool { return s.server.tls != nil && s.tls == nil && !s.door.NoTLS }
 
 // doStartTLS: RFC 3207 §4.
 func (s *session) doStartTLS(command smtp.Command) {
 	switch {
-	case s.server.tls == nil:
+	case s.server.tls == nil, s.door.NoTLS:
 		s.refuse(command.Verb, replyNotHere)
 	case s.tls != nil:
 		s.refuse(command.Verb, replyTLSAlready)

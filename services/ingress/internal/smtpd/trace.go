@@ -14,7 +14,7 @@ import (
 // (§7.2).
 func (s *session) appendReceived(dst []byte) []byte {
 	dst = append(dst, "Received: from "...)
-	if s.server.cfg.HideClients && s.id.Tenant != "" {
+	if s.cfg.HideClients && s.id.Tenant != "" {
 		dst = append(dst, "unknown (hidden)"...)
 	} else {
 		dst = append(dst, s.client.Hello...)
@@ -23,7 +23,7 @@ func (s *session) appendReceived(dst []byte) []byte {
 		dst = append(dst, ')')
 	}
 	dst = append(dst, "\r\n\tby "...)
-	dst = append(dst, s.server.cfg.Hostname...)
+	dst = append(dst, s.cfg.Hostname...)
 	dst = append(dst, " with "...)
 	dst = append(dst, s.sub.Client.Protocol...)
 	dst = append(dst, " id "...)
@@ -63,7 +63,7 @@ func (s *session) appendMissing(dst []byte, h header) []byte {
 		dst = append(dst, "\r\n"...)
 	}
 	if h.messageID == "" {
-		s.sub.HeaderID = "<" + s.sub.ID.String() + "@" + s.server.cfg.Hostname + ">"
+		s.sub.HeaderID = "<" + s.sub.ID.String() + "@" + s.cfg.Hostname + ">"
 		dst = append(dst, "Message-ID: "...)
 		dst = append(dst, s.sub.HeaderID...)
 		dst = append(dst, "\r\n"...)

@@ -349,6 +349,14 @@ func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 		return func(on *scene) { on.store.fail(errDown) }
 	case "plaintext-auth":
 		return func(on *scene) { on.cfg.PlaintextAuth = true }
+	case "normalize-newlines":
+		return func(on *scene) { on.cfg.NormalizeNewlines = true }
+	case "need-tls":
+		return func(on *scene) { on.door.NeedTLS = true }
+	case "no-tls":
+		return func(on *scene) { on.door.NoTLS = true }
+	case "no-auth":
+		return func(on *scene) { on.door.NoAuth = true }
 	case "binarymime":
 		return func(on *scene) { on.cfg.BinaryMIME = true }
 	case "xclient":

@@ -78,7 +78,7 @@ func (s *session) doMail(arguments string) {
 	case s.mail.open:
 		s.refuse("MAIL", replyNested)
 		return
-	case s.messages >= s.server.cfg.MaxMessages:
+	case s.messages >= s.cfg.MaxMessages:
 		s.end(replyMessages)
 		return
 	}
@@ -90,7 +90,7 @@ func (s *session) doMail(arguments string) {
 	switch {
 	case err != nil:
 		refusal = replyMail(err)
-	case args.SizeBytes > s.server.cfg.MaxMessageBytes: // RFC 1870 §6.1
+	case args.SizeBytes > s.cfg.MaxMessageBytes: // RFC 1870 §6.1
 		refusal = replyTooLarge
 	default:
 		refusal = s.sender(args.ReversePath)
@@ -115,7 +115,7 @@ func (s *session) offered(args smtp.MailArgs) error {
 		return smtp.ErrUnknown
 	case !s.known() && (held || args.DeliverBy.Given || args.Priority.Given):
 		return smtp.ErrUnknown
-	case args.Body == mail.BodyBinaryMIME && !s.server.cfg.BinaryMIME:
+	case args.Body == mail.BodyBinaryMIME && !s.cfg.BinaryMIME:
 		return smtp.ErrParameter
 	case args.HoldFor > maxHold || args.HoldUntil.After(time.Now().Add(maxHold)): // RFC 4865 §4.2
 		return smtp.ErrParameter
@@ -125,7 +125,7 @@ func (s *session) offered(args smtp.MailArgs) error {
 
 // sender says why the client may not send with the reverse-path now.
 func (s *session) sender(path mail.ReversePath) mail.Reply {
-	if !s.server.crowd.message(s.client.Address, time.Now()) {
+	if !s.server.crowd.message(s.client.Address, s.cfg, time.Now()) {
 		return replyMessageRate
 	}
 	if s.id.Tenant == "" {
@@ -160,10 +160,10 @@ func (s *session) doRcpt(arguments string) {
 	}
 	path := args.ForwardPath
 	if path == smtp.Postmaster { // RFC 5321 §4.5.1: ours
-		path += mail.ForwardPath("@" + s.server.cfg.Hostname)
+		path += mail.ForwardPath("@" + s.cfg.Hostname)
 	}
 	domain, err := mail.ParseDomain(path.DomainText())
-	if !s.known() && (err != nil || !s.server.cfg.relays(domain)) {
+	if !s.known() && (err != nil || !s.cfg.relays(domain)) {
 		s.refusePath("RCPT", args.ForwardPath, replyRelay)
 		return
 	}
@@ -171,13 +171,13 @@ func (s *session) doRcpt(arguments string) {
 		s.refusePath("RCPT", path, replyRcpt(smtp.ErrDomain))
 		return
 	}
-	if s.rcpts >= s.server.cfg.MaxSessionRcpts {
+	if s.rcpts >= s.cfg.MaxSessionRcpts {
 		s.end(replySessionRcpts)
 		return
 	}
 	switch {
 	case s.mail.has(path, domain): // kept once, as many clients send it twice
-	case len(s.mail.recipients) >= s.server.cfg.MaxRecipients: // RFC 5321 §4.5.3.1.10
+	case len(s.mail.recipients) >= s.cfg.MaxRecipients: // RFC 5321 §4.5.3.1.10
 		s.refusePath("RCPT", path, replyRecipients)
 		return
 	default:
@@ -224,7 +224,7 @@ func (s *session) deliverBy(accepted time.Time) mail.DeliverBy {
 // expiry is when a recipient leaves the queue of a message that is accepted
 // at a time.
 func (s *session) expiry(accepted time.Time, domain mail.Domain) time.Time {
-	cfg := &s.server.cfg
+	cfg := s.cfg
 	lifetime := cfg.Lifetime(domain)
 	if s.mail.args.ReversePath.IsNull() {
 		lifetime = min(lifetime, time.Duration(cfg.ReportLifetime))

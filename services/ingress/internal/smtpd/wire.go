@@ -44,6 +44,7 @@ type wire struct {
 	out     []byte
 	long    []byte // a line that does not fit the buffer of in
 	timeout time.Duration
+	lenient bool // an LF alone ends a line, too
 
 	farewell bool // the client said QUIT, so nothing more is coming
 
@@ -52,8 +53,8 @@ type wire struct {
 	drainAt      time.Time  // the end of the session's wait for a command; zero until the drain
 }
 
-func newWire(conn net.Conn, timeout time.Duration) *wire {
-	w := &wire{conn: conn, talk: conn, timeout: timeout}
+func newWire(conn net.Conn, cfg *Config) *wire {
+	w := &wire{conn: conn, talk: conn, timeout: cfg.IdleTimeout, lenient: cfg.NormalizeNewlines}
 	w.in = bufio.NewReaderSize(w, readBuffer)
 	return w
 }
@@ -189,6 +190,9 @@ func (w *wire) readUpTo(limit int) ([]byte, error) {
 		line = w.long
 	}
 	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
+	if !ok && w.lenient {
+		line, ok = bytes.CutSuffix(line, []byte("\n"))
+	}
 	switch {
 	case !ok:
 		return nil, errBareLF
