@@ -56,6 +56,7 @@ var errPrinted = errors.New("printed")
 // the first SIGINT or SIGTERM: run then takes no more work, finishes what it
 // holds and returns nil. A second signal exits at once.
 func Main(name string, run func(ctx context.Context, p *Process) error) {
+	relaxTimers()
 	p := newProcess(name)
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(p.stderr)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -109,7 +110,7 @@ func (s *Store) acceptPlain(ctx context.Context, group []*mail.Submission) error
 	defer putAcceptBuffer(c)
 	c.buf = c.buf[:0]
 	appendAccept(c, group, "BEGIN; ", "COMMIT")
-	return s.copyInOneWrite(ctx, c)
+	return onConn(ctx, s.durable, func(ctx context.Context, conn *pgx.Conn) error { return copyOn(ctx, conn.PgConn(), c) })
 }
 
 // acceptWithKeys takes the keys of a group first: three more round trips.
@@ -133,19 +134,15 @@ func (s *Store) acceptWithKeys(ctx context.Context, group []*mail.Submission) er
 	return err
 }
 
-// copyInOneWrite sends prepared COPYs and reads all replies. On an error of
-// the server the rest of the statements is skipped by the protocol, and the
-// transaction is rolled back.
-//
-// A pooled connection may have died since it was used last. As long as no
-// byte has left it is safe to take another.
-func (s *Store) copyInOneWrite(ctx context.Context, c *copyMessage) error {
+// onConn runs f on a connection of the pool, and on another one as long as f
+// says that a dead one was all that was wrong.
+func onConn(ctx context.Context, pool *pgxpool.Pool, f func(context.Context, *pgx.Conn) error) error {
 	for {
-		conn, err := s.durable.Acquire(ctx)
+		conn, err := pool.Acquire(ctx)
 		if err != nil {
 			return err
 		}
-		err = copyOn(ctx, conn.Conn().PgConn(), c)
+		err = f(ctx, conn.Conn())
 		conn.Release()
 		if !errors.Is(err, errNotSent) || ctx.Err() != nil {
 			return err
@@ -156,9 +153,18 @@ func (s *Store) copyInOneWrite(ctx context.Context, c *copyMessage) error {
 // errNotSent says that a connection was dead before anything was sent.
 var errNotSent = errors.New("nothing was sent")
 
-// copyOn talks to Postgres below pgx. A broken connection is closed, so that
-// its pool drops it.
+// copyOn sends prepared COPYs and reads all replies. On an error of the server
+// the rest of the statements is skipped by the protocol, and the transaction is
+// rolled back.
 func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
+	return roundTrip(ctx, pg, c.buf, func(int, [][]byte) {})
+}
+
+// roundTrip writes messages that end in one that Postgres answers with
+// ReadyForQuery, and reads all answers: it hands over each row, with the number
+// of the statement that it is a result of. It talks to Postgres below pgx. A
+// broken connection is closed, so that its pool drops it.
+func roundTrip(ctx context.Context, pg *pgconn.PgConn, messages []byte, row func(statement int, fields [][]byte)) error {
 	broken := func(err error) error {
 		pg.Conn().Close()
 		closeCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -171,19 +177,23 @@ func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
 	}
 	stop := context.AfterFunc(ctx, func() { pg.Conn().SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection fails below
 	defer stop()
-	if n, err := pg.Conn().Write(c.buf); err != nil {
+	if n, err := pg.Conn().Write(messages); err != nil {
 		if n == 0 {
 			err = fmt.Errorf("%w: %w", errNotSent, err)
 		}
 		return broken(err)
 	}
 	var failure error
-	for {
+	for statement := 0; ; {
 		msg, err := pg.Frontend().Receive()
 		if err != nil {
 			return broken(err)
 		}
 		switch msg := msg.(type) {
+		case *pgproto3.DataRow:
+			row(statement, msg.Values)
+		case *pgproto3.CommandComplete:
+			statement++
 		case *pgproto3.ErrorResponse:
 			if failure == nil {
 				failure = pgconn.ErrorResponseToPgError(msg)

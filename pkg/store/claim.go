@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -38,24 +39,6 @@ func rowsOf(reqs []*mail.DeliveryRequest) []fencedRow {
 	return rows
 }
 
-// columns turns rows into the arrays that unnest takes.
-type columns struct {
-	ids      []mail.QueueID
-	nos      []int32
-	attempts []int32
-	sites    []string
-}
-
-func columnsOf(rows []fencedRow) (c columns) {
-	for _, r := range rows {
-		c.ids = append(c.ids, r.id)
-		c.nos = append(c.nos, r.no)
-		c.attempts = append(c.attempts, r.attempt)
-		c.sites = append(c.sites, string(r.site))
-	}
-	return c
-}
-
 // fence names one recipient at one point of its life.
 type fence struct {
 	rowKey
@@ -83,10 +66,11 @@ func keep(reqs []*mail.DeliveryRequest, won map[fence]bool, added int32) {
 const claimRows = `UPDATE recipients_%s r
 SET attempt = r.attempt + 1, worker_id = $1, slot = NULL, rung = false, site = t.site,
     dispatched = t.now, next_attempt_at = r.expires_at
-FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::boolean[]) AS t (queue_id, recipient_no, attempt, site, now)
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::boolean[]) WITH ORDINALITY
+    AS t (queue_id, recipient_no, attempt, site, now, ord)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NULL AND r.state = 'queued' AND r.expires_at > now()
-RETURNING r.queue_id, r.recipient_no, t.attempt`
+RETURNING t.ord`
 
 // Claim makes the worker the one that may try these recipients. Each request
 // keeps only the recipients that were won, which may be none; their Attempt
@@ -111,14 +95,11 @@ func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs
 		}
 	}
 	read := contentBatch{}
-	won, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
-		c := columnsOf(rows)
-		begin := make([]bool, len(rows))
-		for i, r := range rows {
-			begin[i] = atOnce[r.req]
-		}
-		return fmt.Sprintf(claimRows, leaf), []any{worker, c.ids, c.nos, c.attempts, c.sites, begin}
-	}, read.of(ready))
+	won, err := s.fenced(ctx, reqs, fencedStatement{"claim", claimRows, 6, func(x *exchange, rows []fencedRow) {
+		x.fences(&worker, rows)
+		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
+		x.array(pgtype.BoolOID, len(rows), func(i int) { x.bool(atOnce[rows[i].req]) })
+	}}, read.of(ready))
 	if err != nil {
 		return nil, fmt.Errorf("claim: %w", err)
 	}
@@ -137,18 +118,13 @@ type contentBatch map[mail.QueueID][]byte
 
 // of returns what adds the reading of the requests' contents to a batch.
 // Large contents are left out.
-func (c contentBatch) of(reqs []*mail.DeliveryRequest) func(*pgx.Batch) {
-	collect := func(rows pgx.Rows) error {
-		var id mail.QueueID
-		var content []byte
-		_, err := pgx.ForEachRow(rows, []any{&id, &content}, func() error {
-			c[id] = content
-			content = nil
-			return nil
-		})
-		return err
+func (c contentBatch) of(reqs []*mail.DeliveryRequest) func(*exchange) {
+	row := func(fields [][]byte) {
+		content := newContent(len(fields[1]))
+		copy(content, fields[1])
+		c[mail.QueueID(fields[0])] = content
 	}
-	return func(batch *pgx.Batch) {
+	return func(x *exchange) {
 		var hot, aged []mail.QueueID
 		for _, req := range reqs {
 			switch m := &req.Message; {
@@ -159,39 +135,61 @@ func (c contentBatch) of(reqs []*mail.DeliveryRequest) func(*pgx.Batch) {
 				aged = append(aged, m.ID)
 			}
 		}
+		read := func(name, sql string, ids []mail.QueueID) {
+			x.call(hotStatement{name, sql, row}, 1, func() {
+				x.ids(len(ids), func(i int) mail.QueueID { return ids[i] })
+			})
+		}
 		for _, b := range byLeaf(hot, func(id mail.QueueID) mail.QueueID { return id }, hour) {
-			batch.Queue(fmt.Sprintf(readHot, b.leaf), b.items).Query(collect)
+			read("read_"+b.leaf, fmt.Sprintf(readHot, b.leaf), b.items)
 		}
 		if len(aged) > 0 {
-			batch.Queue(readAged, aged).Query(collect)
+			read("read_aged", readAged, aged)
 		}
 	}
 }
 
-// statement makes the statement and its arguments for the rows of one leaf.
-type statement func(leaf string, rows []fencedRow) (sql string, args []any)
+// fencedStatement is a statement that changes recipients of one leaf if they
+// stand as the caller knows them, and returns the ordinals of those.
+type fencedStatement struct {
+	name, sql string // sql with the leaf to be filled in
+	params    int
+	bind      func(x *exchange, rows []fencedRow)
+}
+
+// fences appends the worker and the arrays that name the rows and their fences.
+func (x *exchange) fences(worker *mail.WorkerID, rows []fencedRow) {
+	x.worker(worker)
+	x.ids(len(rows), func(i int) mail.QueueID { return rows[i].id })
+	x.int4s(len(rows), func(i int) int32 { return rows[i].no })
+	x.int4s(len(rows), func(i int) int32 { return rows[i].attempt })
+}
 
 // fenced runs one statement per leaf over the recipients of the requests, and
 // what more adds, in one round trip. It returns the recipients that the
 // statement returned.
-func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st statement, more func(*pgx.Batch)) (map[fence]bool, error) {
+func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st fencedStatement, more func(*exchange)) (map[fence]bool, error) {
 	rows := rowsOf(reqs)
 	won := make(map[fence]bool, len(rows))
 	if len(rows) == 0 {
 		return won, nil
 	}
-	batch := &pgx.Batch{}
+	x := newExchange()
+	defer x.free()
 	for _, b := range byLeaf(rows, func(r fencedRow) mail.QueueID { return r.id }, day) {
-		sql, args := st(b.leaf, b.items)
-		batch.Queue(sql, args...).Query(collectFences(won))
+		wins := func(fields [][]byte) {
+			r := &b.items[ordinal(fields[0])]
+			won[fence{r.rowKey, r.attempt}] = true
+		}
+		x.call(hotStatement{st.name + "_" + b.leaf, fmt.Sprintf(st.sql, b.leaf), wins}, st.params, func() { st.bind(x, b.items) })
 	}
-	more(batch)
-	err := s.relaxed.SendBatch(ctx, batch).Close()
+	more(x)
+	err := x.run(ctx, s.relaxed)
 	if hasCode(err, undefinedTable) {
 		// A partition was dropped. If it is that of the recipients all of them
 		// are final, and nothing is left to win. It may be that of another
 		// request, or of contents: then each request is tried alone, without.
-		if len(reqs) == 1 && batch.Len() == 1 {
+		if len(reqs) == 1 && len(x.statements) == 1 {
 			return won, nil
 		}
 		return s.fencedEach(ctx, reqs, st)
@@ -201,7 +199,7 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st sta
 
 // fencedEach runs the requests one by one and reads no contents, so that a
 // dropped partition costs only the requests that name it.
-func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st statement) (map[fence]bool, error) {
+func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st fencedStatement) (map[fence]bool, error) {
 	all := map[fence]bool{}
 	for i := range reqs {
 		won, err := s.fenced(ctx, reqs[i:i+1], st, nothing)
@@ -215,27 +213,16 @@ func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st
 	return all, nil
 }
 
-func nothing(*pgx.Batch) {}
-
-func collectFences(won map[fence]bool) func(pgx.Rows) error {
-	return func(rows pgx.Rows) error {
-		var f fence
-		_, err := pgx.ForEachRow(rows, []any{&f.id, &f.no, &f.attempt}, func() error {
-			won[f] = true
-			return nil
-		})
-		return err
-	}
-}
+func nothing(*exchange) {}
 
 // IS NOT DISTINCT FROM keeps the planner from the index of claimed rows, which
 // has many for one worker.
 const dispatchRows = `UPDATE recipients_%s r
 SET dispatched = true
-FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
+FROM unnest($2::uuid[], $3::integer[], $4::integer[]) WITH ORDINALITY AS t (queue_id, recipient_no, attempt, ord)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.expires_at > now()
-RETURNING r.queue_id, r.recipient_no, t.attempt`
+RETURNING t.ord`
 
 // LIMIT keeps the planner from reading all first chunks and joining them.
 const readHot = `SELECT t.queue_id, c.content
@@ -253,10 +240,9 @@ SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AN
 // (held, cancelled, expired, taken back) are dropped from their request.
 func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
 	read := contentBatch{}
-	won, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
-		c := columnsOf(rows)
-		return fmt.Sprintf(dispatchRows, leaf), []any{worker, c.ids, c.nos, c.attempts}
-	}, read.of(reqs))
+	won, err := s.fenced(ctx, reqs, fencedStatement{"dispatch", dispatchRows, 4, func(x *exchange, rows []fencedRow) {
+		x.fences(&worker, rows)
+	}}, read.of(reqs))
 	if err != nil {
 		return nil, fmt.Errorf("dispatch: %w", err)
 	}
@@ -321,18 +307,17 @@ func (r *contentReader) Close() error {
 
 const giveBackRows = `UPDATE recipients_%s r
 SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
-FROM unnest($2::uuid[], $3::integer[], $4::integer[]) AS t (queue_id, recipient_no, attempt)
+FROM unnest($2::uuid[], $3::integer[], $4::integer[]) WITH ORDINALITY AS t (queue_id, recipient_no, attempt, ord)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
   AND r.worker_id IS NOT DISTINCT FROM $1
-RETURNING r.queue_id, r.recipient_no, t.attempt`
+RETURNING t.ord`
 
 // GiveBack makes claims that were not tried wait and be due at once, for
 // whoever is home next.
 func (s *Store) GiveBack(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
-	_, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
-		c := columnsOf(rows)
-		return fmt.Sprintf(giveBackRows, leaf), []any{worker, c.ids, c.nos, c.attempts}
-	}, nothing)
+	_, err := s.fenced(ctx, reqs, fencedStatement{"give_back", giveBackRows, 4, func(x *exchange, rows []fencedRow) {
+		x.fences(&worker, rows)
+	}}, nothing)
 	if err != nil {
 		return fmt.Errorf("give back: %w", err)
 	}

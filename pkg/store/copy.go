@@ -2,15 +2,16 @@ package store
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// copyMessage builds one frontend message of Postgres's wire protocol that
-// carries rows in the binary COPY format, or a query. pgx's CopyFrom cannot
-// send several COPYs and their COMMIT in one write, which is what makes the
-// accept cheap (docs/performance.md).
+// copyMessage builds frontend messages of Postgres's wire protocol: queries,
+// rows in the binary COPY format, and parameters, whose format is the same.
+// pgx's CopyFrom cannot send several COPYs and their COMMIT in one write, which
+// is what makes the accept cheap (docs/performance.md).
 type copyMessage struct{ buf []byte }
 
 // pgEpoch is the zero of a binary timestamptz.
@@ -81,6 +82,30 @@ func (c *copyMessage) bool(v bool) {
 }
 
 func (c *copyMessage) time(t time.Time) { c.int8(t.Sub(pgEpoch).Microseconds()) }
+
+func (c *copyMessage) timeOrNull(t time.Time) {
+	if t.IsZero() {
+		c.null()
+		return
+	}
+	c.time(t)
+}
+
+func (c *copyMessage) interval(d time.Duration) {
+	c.buf = append(c.buf, 0, 0, 0, 16)
+	c.buf = binary.BigEndian.AppendUint64(c.buf, uint64(d.Microseconds()))
+	c.buf = append(c.buf, 0, 0, 0, 0, 0, 0, 0, 0) // no days, no months
+}
+
+// address appends the text of an address and port, empty if there is none.
+func (c *copyMessage) address(a netip.AddrPort) {
+	start := len(c.buf)
+	c.buf = append(c.buf, 0, 0, 0, 0)
+	if a.IsValid() {
+		c.buf = a.AppendTo(c.buf)
+	}
+	binary.BigEndian.PutUint32(c.buf[start:], uint32(len(c.buf)-start-4))
+}
 
 func (c *copyMessage) text(s string) {
 	c.buf = binary.BigEndian.AppendUint32(c.buf, uint32(len(s)))

@@ -16,11 +16,11 @@ import (
 const parkRows = `UPDATE recipients_%s r
 SET attempt = r.attempt + 1, worker_id = NULL, dispatched = false, rung = false,
     slot = t.slot, site = t.site, rule = nullif(t.rule, 0), next_attempt_at = r.expires_at
-FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[], $7::integer[])
-     AS t (queue_id, recipient_no, attempt, site, slot, rule)
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[], $7::integer[]) WITH ORDINALITY
+    AS t (queue_id, recipient_no, attempt, site, slot, rule, ord)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
-RETURNING r.queue_id, r.recipient_no, t.attempt`
+RETURNING t.ord`
 
 // The rule is part of the key: two recipients of one domain and site may go
 // under different demands.
@@ -41,15 +41,12 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	if worker != 0 {
 		owner = &worker
 	}
-	parked, err := s.fenced(ctx, reqs, func(leaf string, rows []fencedRow) (string, []any) {
-		c := columnsOf(rows)
-		slots := make([]int16, len(rows))
-		rules := make([]int32, len(rows))
-		for i, r := range rows {
-			slots[i], rules[i] = r.site.Slot(), r.req.Route.Rule
-		}
-		return fmt.Sprintf(parkRows, leaf), []any{owner, c.ids, c.nos, c.attempts, c.sites, slots, rules}
-	}, nothing)
+	parked, err := s.fenced(ctx, reqs, fencedStatement{"park", parkRows, 7, func(x *exchange, rows []fencedRow) {
+		x.fences(owner, rows)
+		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
+		x.array(pgtype.Int2OID, len(rows), func(i int) { x.int2(rows[i].site.Slot()) })
+		x.int4s(len(rows), func(i int) int32 { return rows[i].req.Route.Rule })
+	}}, nothing)
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
 	}

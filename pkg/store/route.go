@@ -119,17 +119,17 @@ func (m RouteMatch) String() string {
 
 // A recipient that an operator has released is not held again.
 const holdRows = `WITH asked AS (
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS t (queue_id, recipient_no, attempt)),
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[]) WITH ORDINALITY AS t (queue_id, recipient_no, attempt, ord)),
 held AS (
     UPDATE recipients_%[1]s r
     SET state = 'held', attempt = r.attempt + 1, slot = NULL, rung = false, next_attempt_at = r.expires_at
     FROM asked t
     WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
       AND r.worker_id IS NULL AND r.state = 'queued' AND r.released IS NOT TRUE
-    RETURNING r.queue_id, r.recipient_no, t.attempt)
-SELECT h.queue_id, h.recipient_no, h.attempt, false FROM held h
+    RETURNING t.ord)
+SELECT h.ord, false FROM held h
 UNION ALL
-SELECT r.queue_id, r.recipient_no, r.attempt, true
+SELECT t.ord, true
 FROM recipients_%[1]s r
 JOIN asked t ON r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt = t.attempt
 WHERE r.worker_id IS NULL AND r.state = 'queued' AND r.released`
@@ -148,29 +148,31 @@ func (s *Store) HoldUnclaimed(ctx context.Context, settlements []mail.Settlement
 	rows := settledRowsOf(settlements)
 	held := make(map[fence]bool, len(rows))
 	err = inTx(ctx, s.durable, func(tx pgx.Tx) error {
-		batch := &pgx.Batch{}
+		x := newExchange()
 		for _, b := range byLeaf(rows, func(r settledRow) mail.QueueID { return r.id }, day) {
-			c := settleColumnsOf(b.items)
-			batch.Queue(fmt.Sprintf(holdRows, b.leaf), c.ids, c.nos, c.attempts).Query(func(rows pgx.Rows) error {
-				var f fence
-				var was bool
-				_, err := pgx.ForEachRow(rows, []any{&f.id, &f.no, &f.attempt, &was}, func() error {
-					if was {
-						released = append(released, RecipientRef{f.id, f.no})
-					} else {
-						held[f] = true
-					}
-					return nil
-				})
-				return err
+			rows := b.items
+			row := func(fields [][]byte) {
+				r := &rows[ordinal(fields[0])]
+				if was := fields[1][0] != 0; was {
+					released = append(released, RecipientRef{r.id, r.no})
+				} else {
+					held[fence{r.rowKey, r.outcome.Attempt}] = true
+				}
+			}
+			x.call(hotStatement{"hold_" + b.leaf, fmt.Sprintf(holdRows, b.leaf), row}, 3, func() {
+				x.ids(len(rows), func(i int) mail.QueueID { return rows[i].id })
+				x.int4s(len(rows), func(i int) int32 { return rows[i].no })
+				x.int4s(len(rows), func(i int) int32 { return rows[i].outcome.Attempt })
 			})
 		}
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		if err := x.within(ctx, tx.Conn()); err != nil {
 			return err
 		}
-		batch = &pgx.Batch{}
-		queueAttempts(batch, nil, keepOutcomes(settlements, held))
-		return tx.SendBatch(ctx, batch).Close()
+		x.free()
+		x = newExchange()
+		defer x.free()
+		x.attempts(nil, keepOutcomes(settlements, held))
+		return x.within(ctx, tx.Conn())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("hold by route: %w", err)

@@ -3,11 +3,10 @@ package store
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -16,18 +15,6 @@ import (
 type settledRow struct {
 	rowKey
 	outcome *mail.Outcome
-}
-
-// settleColumns are the arrays of settleRows.
-type settleColumns struct {
-	ids         []mail.QueueID
-	nos         []int32
-	attempts    []int32
-	states      []string
-	nexts       []*time.Time
-	tried       []int16
-	reports     []*time.Time
-	reportKinds []string
 }
 
 // A row that is no longer the worker's is left alone: whoever has it now
@@ -48,15 +35,15 @@ const settleRows = `WITH settled AS (
         rung            = false,
         final_reported  = t.next_attempt_at IS NULL AND t.report_at IS NULL
     FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::timestamptz[], $7::smallint[], $8::timestamptz[], $9::text[])
-         AS t (queue_id, recipient_no, attempt, state, next_attempt_at, tried, report_at, kind)
+         WITH ORDINALITY AS t (queue_id, recipient_no, attempt, state, next_attempt_at, tried, report_at, kind, ord)
     WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.state = 'queued'
       AND (r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1
            OR r.attempt = t.attempt - 1 AND r.worker_id IS NULL AND $1 IS NOT NULL)
-    RETURNING r.queue_id, r.recipient_no, t.attempt, t.report_at, t.kind),
+    RETURNING t.ord, r.queue_id, t.report_at, t.kind),
 due AS (
     INSERT INTO reports (queue_id, kind, due_at)
     SELECT DISTINCT s.queue_id, s.kind, s.report_at FROM settled s WHERE s.report_at IS NOT NULL)
-SELECT s.queue_id, s.recipient_no, s.attempt FROM settled s`
+SELECT s.ord FROM settled s`
 
 // Settle records the outcomes of settlements in one transaction, each fenced
 // by the worker's claim, and writes the history. It returns the number of
@@ -68,10 +55,11 @@ func (s *Store) Settle(ctx context.Context, worker mail.WorkerID, settlements []
 		return 0, nil
 	}
 	won := make(map[fence]bool, len(rows))
-	batch := &pgx.Batch{} // one batch is one implicit transaction
-	queueSettle(batch, &worker, rows, won)
-	queueAttempts(batch, &worker, settlements)
-	if err := s.durable.SendBatch(ctx, batch).Close(); err != nil {
+	x := newExchange()
+	defer x.free()
+	x.settle(&worker, rows, won)
+	x.attempts(&worker, settlements)
+	if err := x.run(ctx, s.durable); err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
 	}
 	if lost = len(rows) - len(won); lost > 0 {
@@ -92,15 +80,17 @@ func (s *Store) SettleUnclaimed(ctx context.Context, settlements []mail.Settleme
 	}
 	won := make(map[fence]bool, len(rows))
 	err = inTx(ctx, s.durable, func(tx pgx.Tx) error {
-		batch := &pgx.Batch{}
-		queueSettle(batch, nil, rows, won)
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		x := newExchange()
+		x.settle(nil, rows, won)
+		if err := x.within(ctx, tx.Conn()); err != nil {
 			return err
 		}
+		x.free()
 		lost = len(rows) - len(won)
-		batch = &pgx.Batch{}
-		queueAttempts(batch, nil, keepOutcomes(settlements, won))
-		return tx.SendBatch(ctx, batch).Close()
+		x = newExchange()
+		defer x.free()
+		x.attempts(nil, keepOutcomes(settlements, won))
+		return x.within(ctx, tx.Conn())
 	})
 	if err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
@@ -119,19 +109,54 @@ func settledRowsOf(settlements []mail.Settlement) []settledRow {
 	return rows
 }
 
-func queueSettle(batch *pgx.Batch, worker *mail.WorkerID, rows []settledRow, won map[fence]bool) {
+// settle adds the statements that record outcomes. Those that count get into
+// won.
+func (x *exchange) settle(worker *mail.WorkerID, rows []settledRow, won map[fence]bool) {
 	for _, b := range byLeaf(rows, func(r settledRow) mail.QueueID { return r.id }, day) {
-		c := settleColumnsOf(b.items)
-		batch.Queue(fmt.Sprintf(settleRows, b.leaf),
-			worker, c.ids, c.nos, c.attempts, c.states, c.nexts, c.tried, c.reports, c.reportKinds).Query(collectFences(won))
+		rows := b.items
+		wins := func(fields [][]byte) {
+			r := &rows[ordinal(fields[0])]
+			won[fence{r.rowKey, r.outcome.Attempt}] = true
+		}
+		x.call(hotStatement{"settle_" + b.leaf, fmt.Sprintf(settleRows, b.leaf), wins}, 9, func() { x.settled(worker, rows) })
 	}
 }
 
-func queueAttempts(batch *pgx.Batch, worker *mail.WorkerID, settlements []mail.Settlement) {
-	for _, b := range byLeaf(settlements, func(s mail.Settlement) mail.QueueID { return s.Message.ID }, day) {
-		c := attemptColumnsOf(worker, b.items)
-		batch.Queue(fmt.Sprintf(insertAttempts, b.leaf), c.args()...)
-	}
+// settled appends the parameters of settleRows.
+func (x *exchange) settled(worker *mail.WorkerID, rows []settledRow) {
+	n := len(rows)
+	delayed := func(i int) bool { return rows[i].outcome.Action == mail.Delayed }
+	x.worker(worker)
+	x.ids(n, func(i int) mail.QueueID { return rows[i].id })
+	x.int4s(n, func(i int) int32 { return rows[i].no })
+	x.int4s(n, func(i int) int32 { return rows[i].outcome.Attempt })
+	x.texts(n, func(i int) string {
+		if delayed(i) {
+			return "queued"
+		}
+		return string(rows[i].outcome.Action)
+	})
+	x.array(pgtype.TimestamptzOID, n, func(i int) {
+		if delayed(i) {
+			x.time(rows[i].outcome.NextAttemptAt)
+		} else {
+			x.null()
+		}
+	})
+	x.array(pgtype.Int2OID, n, func(i int) {
+		tried := int16(0)
+		if delayed(i) && !rows[i].outcome.Untried {
+			tried = 1
+		}
+		x.int2(tried)
+	})
+	x.array(pgtype.TimestamptzOID, n, func(i int) { x.timeOrNull(rows[i].outcome.ReportAt) })
+	x.texts(n, func(i int) string {
+		if delayed(i) {
+			return "delay"
+		}
+		return "final"
+	})
 }
 
 // keepOutcomes returns the settlements with only the outcomes that won, each
@@ -160,133 +185,76 @@ func (s *Store) markTwice(ctx context.Context, rows []settledRow, won map[fence]
 	const q = `UPDATE attempts a SET uncertain = true
 FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS t (queue_id, recipient_no, attempt)
 WHERE a.queue_id = t.queue_id AND a.attempt = t.attempt AND t.recipient_no = ANY (a.recipient_nos) AND a.action = 'relayed'`
-	var c columns
+	var ids []mail.QueueID
+	var nos, attempts []int32
 	for _, r := range rows {
 		if r.outcome.Action == mail.Relayed && !won[fence{r.rowKey, r.outcome.Attempt}] {
-			c.ids = append(c.ids, r.id)
-			c.nos = append(c.nos, r.no)
-			c.attempts = append(c.attempts, r.outcome.Attempt)
+			ids = append(ids, r.id)
+			nos = append(nos, r.no)
+			attempts = append(attempts, r.outcome.Attempt)
 		}
 	}
-	if len(c.ids) == 0 {
+	if len(ids) == 0 {
 		return nil
 	}
-	_, err := s.durable.Exec(ctx, q, c.ids, c.nos, c.attempts)
+	_, err := s.durable.Exec(ctx, q, ids, nos, attempts)
 	return err
 }
 
-func settleColumnsOf(rows []settledRow) (c settleColumns) {
-	for _, r := range rows {
-		o := r.outcome
-		state, next, tried, kind := string(o.Action), (*time.Time)(nil), int16(0), "final"
-		if o.Action == mail.Delayed {
-			state, next, kind = "queued", &o.NextAttemptAt, "delay"
-			if !o.Untried {
-				tried = 1
-			}
+const copyAttempts = `COPY attempts_%s (queue_id, recipient_nos, attempt, action, phase, status, reply_code, uncertain, untried,
+    worker_id, started_at, duration, next_attempt_at, reply, host, remote, local, tls, site, source) FROM STDIN BINARY`
+
+// attempts adds the history of settlements.
+func (x *exchange) attempts(worker *mail.WorkerID, settlements []mail.Settlement) {
+	for _, b := range byLeaf(settlements, func(s mail.Settlement) mail.QueueID { return s.Message.ID }, day) {
+		x.call(hotStatement{"attempts_" + b.leaf, fmt.Sprintf(copyAttempts, b.leaf), nil}, 0, func() {})
+		start := x.data()
+		for i := range b.items {
+			x.history(worker, &b.items[i])
 		}
-		c.ids = append(c.ids, r.id)
-		c.nos = append(c.nos, r.no)
-		c.attempts = append(c.attempts, o.Attempt)
-		c.states = append(c.states, state)
-		c.nexts = append(c.nexts, next)
-		c.tried = append(c.tried, tried)
-		c.reports = append(c.reports, timeOrNull(o.ReportAt))
-		c.reportKinds = append(c.reportKinds, kind)
+		x.done(start)
 	}
-	return c
-}
-
-func timeOrNull(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-const insertAttempts = `INSERT INTO attempts_%s (queue_id, recipient_nos, attempt, action, phase, status, reply_code, uncertain, untried,
-    worker_id, started_at, duration, next_attempt_at, reply, host, remote, local, tls, site, source)
-SELECT t.queue_id, t.recipient_nos::integer[], t.attempt, t.action, t.phase, t.status, t.reply_code, t.uncertain, t.untried,
-    $1, t.started_at, t.microseconds * interval '1 microsecond', t.next_attempt_at, t.reply, t.host, t.remote, t.local, t.tls, t.site, t.source
-FROM unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::boolean[], $10::boolean[],
-    $11::timestamptz[], $12::bigint[], $13::timestamptz[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[])
-    AS t (queue_id, recipient_nos, attempt, action, phase, status, reply_code, uncertain, untried,
-          started_at, microseconds, next_attempt_at, reply, host, remote, local, tls, site, source)`
-
-// attemptColumns are the arrays of insertAttempts.
-type attemptColumns struct {
-	worker                          *mail.WorkerID
-	ids                             []mail.QueueID
-	recipientNos                    []string
-	attempts                        []int32
-	actions, phases, statuses       []string
-	replyCodes                      []int16
-	uncertain, untried              []bool
-	startedAt                       []time.Time
-	microseconds                    []int64
-	nexts                           []*time.Time
-	replies, hosts, remotes, locals []string
-	tls, sites, sources             []string
-}
-
-func (c *attemptColumns) args() []any {
-	return []any{c.worker, c.ids, c.recipientNos, c.attempts, c.actions, c.phases, c.statuses, c.replyCodes, c.uncertain, c.untried,
-		c.startedAt, c.microseconds, c.nexts, c.replies, c.hosts, c.remotes, c.locals, c.tls, c.sites, c.sources}
 }
 
 // maxReplyBytes bounds the text of a remote reply in the history.
 const maxReplyBytes = 2000
 
-// attemptColumnsOf makes one history row for the recipients of a settlement
-// that were treated alike.
-func attemptColumnsOf(worker *mail.WorkerID, settlements []mail.Settlement) *attemptColumns {
-	c := &attemptColumns{worker: worker}
-	for i := range settlements {
-		st := &settlements[i]
-		t := &st.Transaction
-		for j := 0; j < len(st.Outcomes); {
-			o := &st.Outcomes[j]
-			var nos strings.Builder
-			nos.WriteByte('{')
-			k := j
-			for ; k < len(st.Outcomes) && alike(o, &st.Outcomes[k]); k++ {
-				if k > j {
-					nos.WriteByte(',')
-				}
-				nos.WriteString(strconv.Itoa(int(st.Outcomes[k].RecipientNo)))
-			}
-			nos.WriteByte('}')
-			j = k
-			c.ids = append(c.ids, st.Message.ID)
-			c.recipientNos = append(c.recipientNos, nos.String())
-			c.attempts = append(c.attempts, o.Attempt)
-			c.actions = append(c.actions, string(o.Action))
-			c.phases = append(c.phases, string(o.Phase))
-			c.statuses = append(c.statuses, statusText(o.Status))
-			c.replyCodes = append(c.replyCodes, int16(o.Reply.Code))
-			c.uncertain = append(c.uncertain, o.Uncertain)
-			c.untried = append(c.untried, o.Untried)
-			c.startedAt = append(c.startedAt, t.StartedAt)
-			c.microseconds = append(c.microseconds, t.Duration.Microseconds())
-			c.nexts = append(c.nexts, timeOrNull(o.NextAttemptAt))
-			c.replies = append(c.replies, validText(replyText(o.Reply), maxReplyBytes))
-			c.hosts = append(c.hosts, validText(t.Host, 255))
-			if t.Remote.IsValid() {
-				c.remotes = append(c.remotes, t.Remote.String())
-			} else {
-				c.remotes = append(c.remotes, "")
-			}
-			if t.Local.IsValid() {
-				c.locals = append(c.locals, t.Local.String())
-			} else {
-				c.locals = append(c.locals, "")
-			}
-			c.tls = append(c.tls, t.TLS)
-			c.sites = append(c.sites, string(t.Site))
-			c.sources = append(c.sources, t.Source)
+// history appends one row for the recipients of a settlement that were treated
+// alike.
+func (x *exchange) history(worker *mail.WorkerID, st *mail.Settlement) {
+	for rest := st.Outcomes; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && alike(&rest[0], &rest[n]) {
+			n++
 		}
+		x.attempt(worker, st, rest[:n])
+		rest = rest[n:]
 	}
-	return c
+}
+
+func (x *exchange) attempt(worker *mail.WorkerID, st *mail.Settlement, outcomes []mail.Outcome) {
+	o, t := &outcomes[0], &st.Transaction
+	x.row(20)
+	x.uuid(st.Message.ID)
+	x.int4s(len(outcomes), func(i int) int32 { return outcomes[i].RecipientNo })
+	x.int4(o.Attempt)
+	x.text(string(o.Action))
+	x.text(string(o.Phase))
+	x.text(statusText(o.Status))
+	x.int2(int16(o.Reply.Code))
+	x.bool(o.Uncertain)
+	x.bool(o.Untried)
+	x.worker(worker)
+	x.time(t.StartedAt)
+	x.interval(t.Duration)
+	x.timeOrNull(o.NextAttemptAt)
+	x.text(validText(replyText(o.Reply), maxReplyBytes))
+	x.text(validText(t.Host, 255))
+	x.address(t.Remote)
+	x.address(t.Local)
+	x.text(t.TLS)
+	x.text(string(t.Site))
+	x.text(t.Source)
 }
 
 func alike(a, b *mail.Outcome) bool {

@@ -71,7 +71,8 @@ func (w *worker) load(ctx context.Context, request *mail.DeliveryRequest) (*load
 func (w *worker) unload(l *load) {
 	if l != nil {
 		w.contents.Release(l.size)
-		l.size, l.content = 0, store.Content{}
+		l.size = 0
+		l.content.Free()
 	}
 }
 

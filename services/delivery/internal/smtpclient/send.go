@@ -381,9 +381,19 @@ func (x *sending) all(a Answer) {
 	}
 }
 
-// ascii reports whether no octet is over 127.
+// ascii reports whether no octet is over 127. Content is looked at whole, so
+// eight octets at a time.
 func ascii[S ~string | ~[]byte](s S) bool {
-	for i := range len(s) {
+	const high = 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		eight := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		if eight&high != 0 {
+			return false
+		}
+	}
+	for ; i < len(s); i++ {
 		if s[i] >= 0x80 {
 			return false
 		}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package boot
+
+// relaxTimers is of use on Linux only.
+func relaxTimers() {}
