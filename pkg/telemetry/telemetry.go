@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -107,10 +108,12 @@ func newTraces(ctx context.Context, o Options, res *resource.Resource) (*sdktrac
 		opts = append(opts, sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(200*time.Millisecond)))
 		exporting = true
 	}
+	sampler := os.Getenv("OTEL_TRACES_SAMPLER")
+	parentsDecide.Store(!exporting || sampler == "" || strings.HasPrefix(sampler, "parentbased_"))
 	switch {
 	case !exporting:
 		opts = append(opts, sdktrace.WithSampler(sdktrace.NeverSample()))
-	case os.Getenv("OTEL_TRACES_SAMPLER") == "":
+	case sampler == "":
 		opts = append(opts, sdktrace.WithSampler(sdktrace.ParentBased(linked{sdktrace.TraceIDRatioBased(o.SampleRatio)})))
 	}
 	return sdktrace.NewTracerProvider(opts...), nil

@@ -298,3 +298,24 @@ func TestLogLinesCarryTheTraceOfTheirContext(t *testing.T) {
 		t.Errorf("no trace in %s", buf)
 	}
 }
+
+// The child of a span that is not recorded is made only if the sampler could
+// record it.
+func TestChildrenOfUnsampled(t *testing.T) {
+	m := &mail.Message{ID: mail.NewQueueID(), AcceptedAt: time.Now(), Traceparent: parentText[:53] + "00"}
+	for sampler, recorded := range map[string]bool{"": false, "parentbased_always_on": false, "always_on": true} {
+		t.Run("sampler "+sampler, func(t *testing.T) {
+			t.Setenv("OTEL_TRACES_SAMPLER", sampler)
+			s := setup(t, Options{SpanFile: filepath.Join(t.TempDir(), "spans"), SampleRatio: 1})
+			defer shutdown(t, s)
+			ctx, span := Start(t.Context(), Tracer("test"), "step", m)
+			defer span.End()
+			if span.IsRecording() != recorded {
+				t.Errorf("recorded: %v, want %v", span.IsRecording(), recorded)
+			}
+			if got := Traceparent(ctx); got[3:35] != m.Traceparent[3:35] {
+				t.Errorf("the trace goes on as %s, was %s", got, m.Traceparent)
+			}
+		})
+	}
+}

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"encoding/hex"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -51,12 +52,21 @@ func Continue(ctx context.Context, traceparent string) context.Context {
 	return trace.ContextWithRemoteSpanContext(ctx, sc)
 }
 
+// parentsDecide says that the sampler of this process records no child of a
+// span that is not recorded. Such a child need not be made to find out: at 1 %
+// that is 99 of 100 messages, at each step.
+var parentsDecide atomic.Bool
+
 // Start begins a span of the walk of m: a child of its ingress.accept, or,
 // when the message is older than an hour, a trace of its own that links to
 // it. The span carries the queue id if it is recorded.
 func Start(ctx context.Context, tracer trace.Tracer, name string, m *mail.Message) (context.Context, trace.Span) {
 	sc, ok := parse(m.Traceparent)
 	if ok && time.Since(m.AcceptedAt) < linkAfter {
+		if !sc.IsSampled() && parentsDecide.Load() {
+			ctx := trace.ContextWithRemoteSpanContext(ctx, sc)
+			return ctx, trace.SpanFromContext(ctx)
+		}
 		ctx, span := tracer.Start(trace.ContextWithRemoteSpanContext(ctx, sc), name)
 		return ctx, mark(span, m)
 	}
