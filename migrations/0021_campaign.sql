@@ -105,7 +105,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
     SELECT require_filter($1::text, $2, $3, $4, $5, $6);
     WITH changed AS (
         UPDATE recipients r
-        SET state = 'queued', rung = false, next_attempt_at = now()
+        SET state = 'queued', rung = false, released = true, next_attempt_at = now()
         FROM matching($1, $2, $3, $4, $5, $6, '{held}') x
         WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
         RETURNING 1)
