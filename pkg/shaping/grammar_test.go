@@ -205,11 +205,11 @@ replace_base = 1
 
 func TestMeasuresCountBeforeEveryBlock(t *testing.T) {
 	s, _ := build(t, "[\"d.example\"]\nconnection_limit = 5\n[\"d.example\".sources.\"one\"]\nconnection_limit = 4\n")
-	s, err := s.With([]shaping.Measure{
-		{Site: "mx.test", Source: "one", Key: "connection_limit", Value: "1", By: "rule"},
-		{Site: "mx.test", Key: "max_message_rate", Value: `"6/min"`, By: "rule"},
-		{Domain: "d.example", Key: "max_ready", Value: "3", By: "rule"},
-		{Site: "mx.test", Key: "gone", Value: "3", By: "an older version"},
+	s, err := s.With([]mail.Measure{
+		{Kind: mail.MeasureSet, Site: "mx.test", Source: "one", Key: "connection_limit", Value: "1", By: "rule"},
+		{Kind: mail.MeasureSet, Site: "mx.test", Key: "max_message_rate", Value: `"6/min"`, By: "rule"},
+		{Kind: mail.MeasureSet, Domain: "d.example", Key: "max_ready", Value: "3", By: "rule"},
+		{Kind: mail.MeasureSet, Site: "mx.test", Key: "gone", Value: "3", By: "an older version"},
 	}, nil)
 	if err == nil || !strings.Contains(err.Error(), `an older version: unknown key "gone"`) {
 		t.Errorf("error %v", err)

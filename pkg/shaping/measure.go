@@ -9,26 +9,17 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// Measure is a value that a rule, or an operator, has set for a while. It
+// measure is a value that a rule, or an operator, has set for a while. It
 // counts before every block.
-type Measure struct {
-	Site   mail.Site   // "" for a domain
-	Source string      // "": whatever the source
-	Domain mail.Domain // "" for a site
-	Key    string
-	Value  string // JSON
-	By     string // the rule or operator, for Explain
-}
-
 type measure struct {
-	Measure
+	mail.Measure
 	layer layer
 }
 
 // With returns this Shaping with measures and with the sites of the domains of
 // Rollups, as far as they are known. Measures that cannot be understood, as
 // after a change of version, are left out and named by the error.
-func (s *Shaping) With(measures []Measure, sites map[mail.Domain]mail.Site) (*Shaping, error) {
+func (s *Shaping) With(measures []mail.Measure, sites map[mail.Domain]mail.Site) (*Shaping, error) {
 	next := &Shaping{base: s.base, blocks: s.blocks, named: s.named, sites: map[mail.Site][]*block{}, cache: map[origin]Values{}}
 	for _, domain := range s.Rollups() {
 		if site := sites[domain]; site != "" {
@@ -37,7 +28,10 @@ func (s *Shaping) With(measures []Measure, sites map[mail.Domain]mail.Site) (*Sh
 	}
 	var bad error
 	for _, m := range measures {
-		set, err := m.setting()
+		if m.Kind != mail.MeasureSet {
+			continue
+		}
+		set, err := settingOf(m)
 		if err != nil {
 			bad = fmt.Errorf("measure by %s: %w", m.By, err)
 			continue
@@ -48,7 +42,7 @@ func (s *Shaping) With(measures []Measure, sites map[mail.Domain]mail.Site) (*Sh
 	return next, bad
 }
 
-func (m Measure) setting() (setting, error) {
+func settingOf(m mail.Measure) (setting, error) {
 	k, ok := keys[m.Key]
 	if !ok {
 		return setting{}, fmt.Errorf("unknown key %q", m.Key)
