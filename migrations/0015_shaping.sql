@@ -38,6 +38,7 @@ CREATE TABLE postrider.measures (
     cancelled_at timestamptz,
     cancelled_by text        NOT NULL DEFAULT '',
     CONSTRAINT covers_something CHECK (site || source || tenant || campaign || domain <> ''),
+    CONSTRAINT a_domain_has_values CHECK (domain = '' OR kind = 'set'), -- hold() keeps the mail of a domain waiting
     CONSTRAINT sets_a_key CHECK ((kind = 'set') = (key <> '') AND (kind = 'set') = (value <> ''))
 );
 
@@ -92,14 +93,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    IF m.kind = 'suspend' AND m.tenant || m.campaign || m.domain <> '' THEN
+    IF m.kind = 'suspend' AND m.tenant || m.campaign <> '' THEN
         UPDATE recipients r SET next_attempt_at = now(), rung = false
         FROM messages g
         WHERE g.queue_id = r.queue_id
           AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL AND r.next_attempt_at > now()
           AND (m.tenant = '' OR g.tenant = m.tenant)
           AND (m.campaign = '' OR g.campaign = m.campaign)
-          AND (m.domain = '' OR r.domain = m.domain)
           AND (m.site = '' OR r.site = m.site);
     END IF;
     RETURN true;

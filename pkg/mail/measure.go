@@ -25,7 +25,7 @@ type Measure struct {
 	Source    string
 	Tenant    string
 	Campaign  string
-	Domain    Domain
+	Domain    Domain // of recipients, for MeasureSet
 	Key       string // of shaping, for MeasureSet
 	Value     string // JSON, for MeasureSet
 	Until     time.Time
@@ -51,7 +51,7 @@ func (m *Measure) Covers(t Traffic) bool {
 }
 
 // OfMessages reports whether the measure tells messages of one lane apart.
-func (m *Measure) OfMessages() bool { return m.Tenant != "" || m.Campaign != "" || m.Domain != "" }
+func (m *Measure) OfMessages() bool { return m.Tenant != "" || m.Campaign != "" }
 
 // Measures are all that hold at one moment.
 type Measures []Measure

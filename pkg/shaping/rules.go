@@ -78,7 +78,7 @@ func (r *Rule) Match(text string, internal bool) string {
 func MatchedText(reply mail.Reply) (text string, internal bool) {
 	text = reply.String()
 	if len(text) > MaxMatched {
-		text = text[:MaxMatched]
+		text = strings.ToValidUTF8(text[:MaxMatched], "")
 	}
 	return text, reply.Code == 0
 }

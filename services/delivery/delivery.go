@@ -45,7 +45,7 @@ type worker struct {
 	config  Config
 	store   *store.Store
 	bus     *bus.Bus
-	shaping *shaping.Shaping
+	shaping *shaping.Live
 	metrics *metrics
 	tracer  trace.Tracer
 
@@ -59,6 +59,7 @@ type worker struct {
 	loads   *batcher[*load]
 	settles *batcher[mail.Settlement]
 	aside   *batcher[aside]
+	orders  *batcher[mail.Measure]
 	pulls   chan pullOrder
 	lookNow chan struct{} // holds at most one signal
 
@@ -80,9 +81,12 @@ type worker struct {
 // progress has ended and everything else is given back. A worker that was
 // declared dead, because it could not renew its lease, begins a new life.
 func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error {
-	shape, err := shaping.Load(config.Shaping)
+	shape, err := shaping.Open(config.Shaping)
 	if err != nil {
 		return fmt.Errorf("delivery: %w", err)
+	}
+	if _, err := shape.Look(ctx, db); err != nil && ctx.Err() == nil {
+		slog.Warn("shaping not read from Postgres yet", "error", err)
 	}
 	m, err := newMetrics()
 	if err != nil {
@@ -100,6 +104,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
 		w.settles = newBatcher(settleBatch, config.SettleLinger, w.settle)
 		w.aside = newBatcher(claimBatch, 0, w.putAside)
+		w.orders = newBatcher(orderBatch, 0, w.order)
 		err := w.live(ctx)
 		if errors.Is(err, errEgressListener) {
 			return fmt.Errorf("delivery: %w", err)
@@ -131,7 +136,7 @@ func (w *worker) live(ctx context.Context) error {
 	}
 
 	var intake, batchers, home errgroup.Group
-	for _, run := range []func() error{w.claims.run, w.loads.run, w.settles.run, w.aside.run} {
+	for _, run := range []func() error{w.claims.run, w.loads.run, w.settles.run, w.aside.run, w.orders.run} {
 		batchers.Go(run)
 	}
 	home.Go(func() error {
@@ -156,6 +161,7 @@ func (w *worker) live(ctx context.Context) error {
 	}
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
+	take(func(ctx context.Context) error { return w.shaping.Follow(ctx, w.store, w.reshape) })
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {
@@ -168,6 +174,7 @@ func (w *worker) live(ctx context.Context) error {
 	w.loads.stop()
 	w.settles.stop()
 	w.aside.stop()
+	w.orders.stop()
 	return errors.Join(err, batchers.Wait(), w.end())
 }
 

@@ -40,6 +40,7 @@ type admitted struct {
 func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) error {
 	var strangers, full, dead []*mail.DeliveryRequest
 	var outages []outage
+	var obeyed []mail.Settlement
 	c := &claim{done: make(chan error, 1)}
 	for _, r := range requests {
 		if len(r.Recipients) == 0 {
@@ -48,6 +49,10 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 		s := w.siteOf(r.Route.Site)
 		if s == nil {
 			strangers = append(strangers, r)
+			continue
+		}
+		if m := w.measureOf(r, nil); m != nil {
+			obeyed = append(obeyed, w.obeyed(r, m))
 			continue
 		}
 		v := w.values(r)
@@ -72,7 +77,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			return context.Cause(ctx)
 		}
 	}
-	err := errors.Join(w.park(ctx, append(full, w.passOn(ctx, strangers)...)), w.shelve(ctx, dead, outages))
+	err := errors.Join(w.park(ctx, append(full, w.passOn(ctx, strangers)...)), w.shelve(ctx, dead, outages), w.obeyUnclaimed(ctx, obeyed))
 	if err != nil {
 		return err
 	}

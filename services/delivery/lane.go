@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/services/delivery/internal/adapt"
 	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
@@ -25,6 +26,8 @@ type lane struct {
 	takes       bool       // as of the last look: it takes a job now or soon
 	pass        float64    // of the pool that used it last
 	lastOver    time.Time  // when a transaction ended here
+
+	slow adapt.Slowdown // below the limits, as the site has asked
 
 	heldUntil time.Time // not used before, and why
 	heldWhy   string
@@ -66,13 +69,8 @@ func (s *site) lane(from *source) *lane {
 			return l
 		}
 	}
-	l := &lane{site: s, source: from, limits: s.home.shaping.For(shaping.Query{Site: s.name, Source: from.Name}).Limits}
-	first := true
-	for domain, route := range s.named {
-		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: from.Name})
-		l.limits = stricter(l.limits, v.Limits, !first)
-		first = false
-	}
+	l := &lane{site: s, source: from, limits: s.limitsFrom(from.Name)}
+	s.before.restoreSlow(l)
 	l.apply()
 	l.refresh(time.Now())
 	s.before.restore(l)
@@ -83,16 +81,14 @@ func (s *site) lane(from *source) *lane {
 // heed takes over limits of a name.
 func (l *lane) heed(limits shaping.Limits, named bool) {
 	l.limits = stricter(l.limits, limits, named)
-	l.apply()
-	if over := l.open - l.limits.Connections; over > 0 {
-		l.dismiss(min(over, len(l.idle)))
-	}
+	l.fit()
 }
 
 func (l *lane) apply() {
-	l.messages.SetRate(l.limits.MessageRate)
-	l.connections.SetRate(l.limits.ConnectionRate)
-	l.concurrency.SetLimit(l.limits.Connections)
+	limits := l.allowed()
+	l.messages.SetRate(limits.MessageRate)
+	l.connections.SetRate(limits.ConnectionRate)
+	l.concurrency.SetLimit(limits.Connections)
 }
 
 // refresh looks at what holds the source back. Idle connections that were
@@ -107,6 +103,9 @@ func (l *lane) refresh(now time.Time) {
 	hold(l.source.SuspendedUntil, "suspended: "+l.source.SuspendReason)
 	if b, blocked := l.site.home.sources.Load().blocks[blockKey{l.source.Name, l.site.name}]; blocked {
 		hold(b.Until, "blocked by the site: "+b.Reason)
+	}
+	if m := l.suspension(); m != nil {
+		hold(m.Until, "suspended by "+m.By+": "+m.Reason)
 	}
 	if !l.brokenAt.IsZero() {
 		hold(l.brokenAt.Add(l.pause), l.brokenWhy)
@@ -160,7 +159,7 @@ func (l *lane) dismiss(n int) {
 
 // quiet reports whether nothing is open or remembered.
 func (l *lane) quiet(now time.Time) bool {
-	return l.open == 0 && !now.Before(l.heldUntil) && l.messages.Idle(now) && l.connections.Idle(now)
+	return l.open == 0 && !now.Before(l.heldUntil) && l.messages.Idle(now) && l.connections.Idle(now) && l.slow.Share() == 1
 }
 
 // over says that an event has ended, and whether the remote host can have seen

@@ -10,7 +10,6 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/postrider/postrider/pkg/mail"
-	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/telemetry"
 )
 
@@ -23,19 +22,21 @@ type metrics struct {
 	duration    metric.Float64Histogram
 	lag         metric.Float64Histogram
 	connections metric.Int64Counter
+	adaptations metric.Int64Counter
 	options     sync.Map // labels to metric.MeasurementOption
 }
 
 func newMetrics() (*metrics, error) {
 	meter := telemetry.Meter("delivery")
 	m := &metrics{}
-	var errs [6]error
+	var errs [7]error
 	m.outcomes, errs[0] = meter.Int64Counter("postrider.outcomes", metric.WithDescription("recipients by what became of them in an attempt"))
 	m.lost, errs[1] = meter.Int64Counter("postrider.outcomes.lost", metric.WithDescription("outcomes of recipients that were taken back meanwhile"))
 	m.parked, errs[2] = meter.Int64Counter("postrider.requests.parked", metric.WithDescription("delivery requests laid aside because their site has no room"))
 	m.duration, errs[3] = meter.Float64Histogram("postrider.transaction.duration", metric.WithUnit("s"), metric.WithDescription("from the beginning of an attempt to its last reply"))
 	m.lag, errs[4] = meter.Float64Histogram("postrider.delivery.lag", metric.WithUnit("s"), metric.WithDescription("from the acceptance of a message to its relay, first attempts only"))
 	m.connections, errs[5] = meter.Int64Counter("postrider.connections", metric.WithDescription("attempts to connect to a remote host, by how they ended"))
+	m.adaptations, errs[6] = meter.Int64Counter("postrider.adaptations", metric.WithDescription("replies that changed the pace, by provider and by what was done: actions of automation, or slow down"))
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
@@ -65,8 +66,7 @@ func (m *metrics) option(l labels) metric.MeasurementOption {
 }
 
 // settled counts the outcomes of a settlement.
-func (m *metrics) settled(ctx context.Context, st *mail.Settlement) {
-	provider := shaping.ProviderOf(st.Transaction.Site)
+func (m *metrics) settled(ctx context.Context, st *mail.Settlement, provider string) {
 	for i := range st.Outcomes {
 		o := &st.Outcomes[i]
 		m.outcomes.Add(ctx, 1, m.option(labels{provider, string(o.Action), string(o.Phase), o.Reply.Code / 100, o.Uncertain}))
@@ -81,4 +81,9 @@ func (m *metrics) settled(ctx context.Context, st *mail.Settlement) {
 // connected counts an attempt to connect.
 func (m *metrics) connected(ctx context.Context, how string) {
 	m.connections.Add(ctx, 1, metric.WithAttributes(attribute.String("outcome", how)))
+}
+
+// adapted counts a reply that changed the pace.
+func (m *metrics) adapted(ctx context.Context, provider, action string) {
+	m.adaptations.Add(ctx, 1, metric.WithAttributes(attribute.String("provider", provider), attribute.String("action", action)))
 }

@@ -129,6 +129,7 @@ func (w *worker) runLook(ctx context.Context) error {
 		case <-look.C:
 		case <-w.lookNow:
 		}
+		w.recover()
 		slots := w.slotsIn(ours)
 		if len(slots) == 0 {
 			continue

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery/internal/adapt"
 	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
@@ -22,10 +23,11 @@ type siteState struct {
 type counts struct {
 	Messages    []pace.Tally `json:"messages,omitempty"`
 	Connections []pace.Tally `json:"connections,omitempty"`
+	Slow        *adapt.Saved `json:"slow,omitempty"`
 }
 
 func count(now time.Time, messages, connections *pace.Window) counts {
-	return counts{messages.Save(now), connections.Save(now)}
+	return counts{Messages: messages.Save(now), Connections: connections.Save(now)}
 }
 
 // predecessor is what is known of the home before this one.
@@ -50,13 +52,23 @@ func predecessorOf(saved store.SiteState, takenAt time.Time, unseen time.Duratio
 	return p
 }
 
-// restore has a lane count what its source did before.
-func (p *predecessor) restore(l *lane) {
-	c := p.state.Lanes[l.source.Name]
+// of returns what is known of the lane of a source.
+func (p *predecessor) of(l *lane) counts {
 	if l.source.Name == "" {
-		c = p.state.counts
+		return p.state.counts
 	}
-	p.count(c, &l.messages, &l.connections)
+	return p.state.Lanes[l.source.Name]
+}
+
+// restore has a lane count what its source did before.
+func (p *predecessor) restore(l *lane) { p.count(p.of(l), &l.messages, &l.connections) }
+
+// restoreSlow has a lane go as slowly as its source did before.
+func (p *predecessor) restoreSlow(l *lane) {
+	if slow := p.of(l).Slow; slow != nil {
+		slow.Age += max(time.Since(p.state.SavedAt), 0)
+		l.slow.Restore(time.Now(), slow)
+	}
 }
 
 func (p *predecessor) restoreWhole(w *whole) { p.count(p.state.Whole, &w.messages, &w.connections) }
@@ -84,9 +96,10 @@ func (s *site) save(clean bool) store.SiteState {
 	state := siteState{SavedAt: now, Clean: clean, Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
 	for _, l := range s.lanes {
 		c := count(now, &l.messages, &l.connections)
+		c.Slow = l.slow.Save(now)
 		if l.source.Name == "" {
 			state.counts = c
-		} else if len(c.Messages)+len(c.Connections) > 0 {
+		} else if len(c.Messages)+len(c.Connections) > 0 || c.Slow != nil {
 			state.Lanes[l.source.Name] = c
 		}
 	}
@@ -103,8 +116,10 @@ func (s *site) toSave() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var longest time.Duration
+	slow := false
 	for _, l := range s.lanes {
+		slow = slow || l.slow.Share() < 1
 		longest = max(longest, l.limits.MessageRate.Period, l.limits.ConnectionRate.Period)
 	}
-	return s.changed && !s.stopped && longest > s.home.config.Lease
+	return s.changed && !s.stopped && (slow || longest > s.home.config.Lease)
 }

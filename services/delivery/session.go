@@ -113,6 +113,14 @@ func (ss *session) serve(j *job) bool {
 		span.SetAttributes(attribute.String("site", string(ss.site.name)), attribute.Int("recipients", len(j.request.Recipients)),
 			attribute.Int64("waited_ms", a.began.Sub(j.since).Milliseconds()))
 	}
+	if m := ss.measureOf(j.request, ss.source); m != nil {
+		a.obey(m)
+		if ss.conn == nil {
+			ss.lane.neverBegan()
+		}
+		ss.site.mailOver(ss.lane, false)
+		return ss.conn != nil
+	}
 	if ss.conn == nil && !a.connect(ctx) {
 		ss.site.mailOver(ss.lane, false)
 		return false
@@ -213,6 +221,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 		}
 		a.metrics.connected(ctx, string(answer.Phase))
 		a.target = t
+		a.heard(j.request.Recipients[0].Domain, answer)
 		v := judge(circumstances{answer: answer, tls: level, last: i == len(targets)-1})
 		switch v.move {
 		case movePlaintext:
@@ -328,8 +337,14 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
 	var broken scope
+	said := ""
 	for i, p := range j.request.Recipients {
 		c.answer = result.Answers[i]
+		// What is said of many recipients at once counts once.
+		if text := c.answer.Reply.String(); i == 0 || text != said {
+			said = text
+			a.heard(p.Domain, c.answer)
+		}
 		v := judge(c)
 		if v.move == moveNewSession && next.sessions >= maxSessions {
 			v.move = moveSettle

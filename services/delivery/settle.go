@@ -8,6 +8,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/telemetry"
 )
 
@@ -46,7 +47,7 @@ func (w *worker) settle(batch []mail.Settlement) {
 	for i := range batch {
 		st := &batch[i]
 		telemetry.Settled(st)
-		w.metrics.settled(w.keep, st)
+		w.metrics.settled(w.keep, st, w.providerOf(&st.Transaction))
 		if toReport(st, now) {
 			reports = append(reports, st.Message.ID)
 		}
@@ -68,4 +69,13 @@ func toReport(st *mail.Settlement, now time.Time) bool {
 		}
 	}
 	return false
+}
+
+// providerOf names the provider of a transaction, for metrics.
+func (w *worker) providerOf(t *mail.Transaction) string {
+	q := shaping.Query{Site: t.Site}
+	if t.Host != "" {
+		q.Hosts = []mail.Host{{Name: t.Host}}
+	}
+	return w.shaping.For(q).Provider
 }

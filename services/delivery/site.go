@@ -7,6 +7,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/services/delivery/internal/adapt"
 )
 
 // site is everything that this process knows of one site while it is its
@@ -40,6 +41,7 @@ type site struct {
 	failures failures
 	breaker  breaker
 	outage   outage // the last time that no host was reached
+	watch    adapt.Watch
 
 	suspendedUntil time.Time
 	stopped        bool      // this process is no longer its home: nothing more goes out
@@ -237,7 +239,7 @@ func (s *site) quiet() bool {
 	defer s.mu.Unlock()
 	now := time.Now()
 	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
-		!now.Before(s.breaker.probeAt) && s.whole.idle(now) &&
+		!now.Before(s.breaker.probeAt) && s.whole.idle(now) && s.watch.Idle(now) &&
 		!slices.ContainsFunc(s.lanes, func(l *lane) bool { return !l.quiet(now) })
 }
 

@@ -48,6 +48,7 @@ type accounts interface {
 type database interface {
 	accepter
 	accounts
+	shaping.Board
 }
 
 // Listeners are the open addresses that Run serves, and the certificates that
@@ -171,7 +172,7 @@ type Deps struct {
 // finishes the messages that are being received within the drain timeout, and
 // returns nil.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
-	shape, err := shaping.Load(cfg.Shaping)
+	shape, err := shaping.Open(cfg.Shaping)
 	if err != nil {
 		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
 	}
@@ -209,6 +210,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	var g errgroup.Group
 	g.Go(func() error { return committer.Run(serving) })
 	g.Go(func() error { return keeper.Run(serving) })
+	g.Go(func() error { return shape.Follow(serving, deps.Store, func() {}) })
 	if deps.Listener.certs != nil {
 		g.Go(func() error { return deps.Listener.certs.Run(serving) })
 	}

@@ -42,7 +42,7 @@ const slotsTopic = "slots"
 // the batches in hand. Errors: the DNS servers or the shaping file of the
 // configuration cannot be used.
 func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
-	shape, err := shaping.Load(cfg.Shaping)
+	shape, err := shaping.Open(cfg.Shaping)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ type resolver struct {
 	db      *store.Store
 	nc      *bus.Bus
 	mx      *mx.Resolver
-	shaping *shaping.Shaping
+	shaping *shaping.Live
 	tracer  trace.Tracer
 	metrics metrics
 	homes   atomic.Pointer[[mail.Slots]store.Home]
@@ -96,6 +96,11 @@ func (r *resolver) run(ctx context.Context) error {
 			return nil
 		}
 	}
+	if _, err := r.shaping.Look(ctx, r.db); err != nil && ctx.Err() == nil {
+		slog.WarnContext(ctx, "shaping not read from Postgres yet", "error", err)
+	}
+	r.group.Go(func() error { return r.shaping.Follow(ctx, r.db, func() {}) })
+	r.group.Go(func() error { return r.rollUp(ctx) })
 	r.group.Go(func() error { return r.keepFresh(ctx) })
 	r.group.Go(func() error {
 		return r.nc.Watch(ctx, slotsTopic, func(ctx context.Context) {

@@ -18,8 +18,14 @@ const (
 // Watch counts the matches of rules for one site. The zero value is ready.
 // Not safe for concurrent use.
 type Watch struct {
-	counts map[string][]time.Time // by rule, those within its period
+	counts map[string]*matches // by rule
 	fired  map[mail.Measure]time.Time
+}
+
+// matches is those that still count for a threshold.
+type matches struct {
+	at     []time.Time
+	period time.Duration
 }
 
 // Fired is a rule that has gone off.
@@ -31,18 +37,20 @@ type Fired struct {
 
 // Heard takes in one reply to mail of a kind and returns the rules that go
 // off: those whose threshold it reaches, each with what is to be ordered.
-func (w *Watch) Heard(now time.Time, reply mail.Reply, of mail.Traffic, rules []shaping.Rule) []Fired {
+// Handled says that a rule sees to such replies, even if it went off just
+// before.
+func (w *Watch) Heard(now time.Time, reply mail.Reply, of mail.Traffic, rules []shaping.Rule) (all []Fired, handled bool) {
 	if len(rules) == 0 || reply.Positive() {
-		return nil
+		return nil, false
 	}
 	text, internal := shaping.MatchedText(reply)
-	var all []Fired
 	for i := range rules {
 		r := &rules[i]
 		pattern := r.Match(text, internal)
 		if pattern == "" || !w.reaches(now, r) {
 			continue
 		}
+		handled = true
 		f := Fired{Rule: r, Pattern: pattern}
 		for _, a := range r.Actions {
 			if m, ok := measure(a, of); ok && w.news(now, m) {
@@ -55,7 +63,7 @@ func (w *Watch) Heard(now time.Time, reply mail.Reply, of mail.Traffic, rules []
 			all = append(all, f)
 		}
 	}
-	return all
+	return all, handled
 }
 
 // reaches counts a match and reports whether there are as many within the
@@ -65,19 +73,22 @@ func (w *Watch) reaches(now time.Time, r *shaping.Rule) bool {
 		return true
 	}
 	if w.counts == nil {
-		w.counts = map[string][]time.Time{}
+		w.counts = map[string]*matches{}
+	}
+	m := w.counts[r.ID]
+	if m == nil {
+		m = &matches{period: r.Threshold.Period}
+		w.counts[r.ID] = m
 	}
 	wanted := min(r.Threshold.Events, maxKept)
-	kept := w.counts[r.ID]
-	for len(kept) > 0 && now.Sub(kept[0]) > r.Threshold.Period {
-		kept = kept[1:]
+	for len(m.at) > 0 && now.Sub(m.at[0]) > m.period {
+		m.at = m.at[1:]
 	}
-	kept = append(kept, now)
-	if len(kept) > wanted {
-		kept = kept[len(kept)-wanted:]
+	m.at = append(m.at, now)
+	if len(m.at) > wanted {
+		m.at = m.at[len(m.at)-wanted:]
 	}
-	w.counts[r.ID] = kept
-	return len(kept) == wanted
+	return len(m.at) == wanted
 }
 
 // news reports whether the measure was not ordered a moment ago.
@@ -125,12 +136,12 @@ func measure(a shaping.Action, of mail.Traffic) (mail.Measure, bool) {
 }
 
 // Idle reports whether nothing is remembered that may still count.
-func (w *Watch) Idle(now time.Time, rules []shaping.Rule) bool {
-	for i := range rules {
-		kept := w.counts[rules[i].ID]
-		if len(kept) > 0 && now.Sub(kept[len(kept)-1]) <= rules[i].Threshold.Period {
+func (w *Watch) Idle(now time.Time) bool {
+	for id, m := range w.counts {
+		if now.Sub(m.at[len(m.at)-1]) <= m.period {
 			return false
 		}
+		delete(w.counts, id)
 	}
 	return true
 }
