@@ -80,28 +80,36 @@ $$;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
--- cancel_measure ends a measure, and has what waited for its end looked at
--- now. It returns whether it was in force.
+-- wake_suspended has what waits for the end of a suspension that was
+-- cancelled looked at again. Each delivery worker calls it once it knows: what
+-- it let wait before that must not wait any longer.
+CREATE FUNCTION postrider.wake_suspended(id bigint) RETURNS bigint
+LANGUAGE sql SET search_path = postrider, pg_temp AS $$
+    WITH woken AS (
+        UPDATE recipients r SET next_attempt_at = now() + interval '1 second', rung = false
+        FROM messages g, measures m
+        WHERE m.id = $1 AND m.cancelled_at IS NOT NULL AND m.kind = 'suspend' AND m.tenant || m.campaign <> ''
+          AND g.queue_id = r.queue_id
+          AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL AND r.next_attempt_at > now() + interval '1 second'
+          AND (m.tenant = '' OR g.tenant = m.tenant)
+          AND (m.campaign = '' OR g.campaign = m.campaign)
+        RETURNING 1)
+    SELECT count(*) FROM woken
+$$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+-- cancel_measure ends a measure and has what waited for its end tried. It
+-- returns whether it was in force.
 CREATE FUNCTION postrider.cancel_measure(id bigint, cancelled_by text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = postrider, pg_temp AS $$
-DECLARE
-    m measures;
 BEGIN
     UPDATE measures x SET cancelled_at = now(), cancelled_by = $2
-    WHERE x.id = $1 AND x.cancelled_at IS NULL AND x.until > now()
-    RETURNING x.* INTO m;
+    WHERE x.id = $1 AND x.cancelled_at IS NULL AND x.until > now();
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    IF m.kind = 'suspend' AND m.tenant || m.campaign <> '' THEN
-        UPDATE recipients r SET next_attempt_at = now(), rung = false
-        FROM messages g
-        WHERE g.queue_id = r.queue_id
-          AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL AND r.next_attempt_at > now()
-          AND (m.tenant = '' OR g.tenant = m.tenant)
-          AND (m.campaign = '' OR g.campaign = m.campaign)
-          AND (m.site = '' OR r.site = m.site);
-    END IF;
+    PERFORM wake_suspended($1);
     RETURN true;
 END $$;
 -- +goose StatementEnd

@@ -91,6 +91,28 @@ func (p *provider) has(host string) bool {
 	return false
 }
 
+// overlaps returns a matcher of one provider that matches whatever one of the
+// other does.
+func (p *provider) overlaps(other *provider) (string, bool) {
+	for _, a := range p.match {
+		for _, b := range other.match {
+			for _, pair := range [][2]string{{a.domainSuffix, b.domainSuffix}, {a.mxSuffix, b.mxSuffix}, {a.mxSuffix, b.hostName}, {a.hostName, b.mxSuffix}} {
+				switch short, long := pair[0], pair[1]; {
+				case short == "" || long == "":
+				case strings.HasSuffix(long, short):
+					return long, true
+				case strings.HasSuffix(short, long):
+					return short, true
+				}
+			}
+			if a.hostName != "" && a.hostName == b.hostName {
+				return a.hostName, true
+			}
+		}
+	}
+	return "", false
+}
+
 // wide reports whether the provider has a limit for all of its sites: then
 // they are one site, with one home.
 func (p *provider) wide() bool {

@@ -160,7 +160,7 @@ func (l *Live) Look(ctx context.Context, b Board) (changed bool, err error) {
 
 // build makes a Shaping of presets, file and version.
 func (l *Live) build(version int64, text string) (*Shaping, error) {
-	texts, err := l.cfg.texts()
+	texts, err := l.cfg.Texts()
 	if err != nil {
 		return nil, err
 	}

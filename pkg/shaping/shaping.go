@@ -80,7 +80,7 @@ func Build(cfg Config, texts ...Text) (s *Shaping, warnings []string, err error)
 // Load makes the Shaping of the presets and the file that the configuration
 // names. The error joins everything that is wrong with the file.
 func Load(cfg Config) (*Shaping, error) {
-	texts, err := cfg.texts()
+	texts, err := cfg.Texts()
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func Load(cfg Config) (*Shaping, error) {
 	return s, err
 }
 
-// texts returns the files below the version in Postgres.
-func (c Config) texts() ([]Text, error) {
+// Texts returns the files below the version in Postgres.
+func (c Config) Texts() ([]Text, error) {
 	var texts []Text
 	if c.Presets != "" && c.Presets != "none" {
 		preset, err := Preset(c.Presets)
@@ -274,6 +274,36 @@ func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
 		}
 	}
 	return ""
+}
+
+// ProvidersOf returns the names of the providers that match a domain.
+func (s *Shaping) ProvidersOf(domain mail.Domain, hosts []mail.Host) (names []string) {
+	for _, p := range s.blocks.providers {
+		if p.matches(domain, hosts) {
+			names = append(names, p.id)
+		}
+	}
+	return names
+}
+
+// Doubts says what can be read and is probably not what was meant: providers
+// that match the same hosts, and limits of a provider that cannot be reached.
+func (s *Shaping) Doubts() (all []string) {
+	for i, p := range s.blocks.providers {
+		for _, other := range s.blocks.providers[i+1:] {
+			if m, ok := p.overlaps(other); ok {
+				all = append(all, fmt.Sprintf("%s and %s overlap: both match %s", providerBlock(p.id), providerBlock(other.id), m))
+			}
+		}
+		v := s.For(Query{Site: mail.Site(providerSite + p.id)})
+		for _, l := range v.Shared {
+			if p.wide() && l.Name == providerSite+p.id+"/" && l.Connections > v.Connections {
+				all = append(all, fmt.Sprintf("%s: connection_limit %d is the stricter one and holds for all of it, so provider_connection_limit %d is never reached",
+					providerBlock(p.id), v.Connections, l.Connections))
+			}
+		}
+	}
+	return all
 }
 
 // Rollups returns the domains whose blocks hold for all that shares their

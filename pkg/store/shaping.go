@@ -149,3 +149,13 @@ func (s *Store) CancelMeasure(ctx context.Context, id int64, by string) (ended b
 	}
 	return ended, nil
 }
+
+// WakeSuspended has what waits for the end of a suspension that was cancelled
+// looked at again, and returns how many recipients that were.
+func (s *Store) WakeSuspended(ctx context.Context, id int64) (woken int64, err error) {
+	const q = `SELECT wake_suspended($1)`
+	if err := s.plain.QueryRow(ctx, q, id).Scan(&woken); err != nil {
+		return 0, fmt.Errorf("wake what waits for measure %d: %w", id, err)
+	}
+	return woken, nil
+}

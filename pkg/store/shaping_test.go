@@ -99,8 +99,11 @@ func TestMeasures(t *testing.T) {
 		}
 	}
 	story, err := f.Show(t.Context(), sub.ID)
-	if err != nil || story.Recipients[0].NextAttemptAt.After(time.Now().Add(time.Second)) {
+	if err != nil || story.Recipients[0].NextAttemptAt.After(time.Now().Add(5*time.Second)) {
 		t.Errorf("next attempt at %v after the suspension, %v", story.Recipients[0].NextAttemptAt, err)
+	}
+	if n, err := f.WakeSuspended(t.Context(), all[2].ID); err != nil || n != 0 {
+		t.Errorf("%d more were to wake, %v", n, err)
 	}
 	if all, err = f.Measures(t.Context()); err != nil || len(all) != 2 {
 		t.Errorf("%+v, %v", all, err)

@@ -161,7 +161,7 @@ func (w *worker) live(ctx context.Context) error {
 	}
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
-	take(func(ctx context.Context) error { return w.shaping.Follow(ctx, w.store, w.reshape) })
+	take(w.followShaping)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {

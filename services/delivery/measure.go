@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -22,6 +23,37 @@ import (
 
 // orderBatch bounds the measures of one transaction.
 const orderBatch = 64
+
+// followShaping keeps every site at what shaping says, until ctx is done.
+func (w *worker) followShaping(ctx context.Context) error {
+	known := w.shaping.Measures()
+	w.reshape()
+	return w.shaping.Follow(ctx, w.store, func() {
+		w.reshape()
+		now := w.shaping.Measures()
+		w.wake(ctx, known, now)
+		known = now
+	})
+}
+
+// wake has the mail tried that waits for a suspension which was cancelled:
+// until now this worker may have let some wait.
+func (w *worker) wake(ctx context.Context, before, now mail.Measures) {
+	for i := range before {
+		m := &before[i]
+		stands := slices.ContainsFunc(now, func(other mail.Measure) bool { return other.ID == m.ID })
+		if stands || m.Kind != mail.MeasureSuspend || !m.OfMessages() || time.Now().After(m.Until) {
+			continue
+		}
+		err := w.persist("wake suspended", func(ctx context.Context) error {
+			_, err := w.store.WakeSuspended(ctx, m.ID)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			slog.Warn("what was suspended waits until its time is over", "worker_id", w.id, "measure", m.ID, "error", err)
+		}
+	}
+}
 
 // reshape applies what shaping says now to every site.
 func (w *worker) reshape() {
