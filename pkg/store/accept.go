@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -88,6 +89,9 @@ func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error
 		}
 		err = accept(ctx, group)
 	}
+	if errors.Is(err, errTooLate) && ctx.Err() == nil { // by a clock that was set since we saw it
+		err = accept(ctx, group)
+	}
 	var partial *PartialError
 	if err != nil && !errors.As(err, &partial) {
 		return fmt.Errorf("accept %d messages: %w", len(group), err)
@@ -109,8 +113,14 @@ func (s *Store) acceptPlain(ctx context.Context, group []*mail.Submission) error
 	c := acceptBuffers.Get().(*copyMessage)
 	defer putAcceptBuffer(c)
 	c.buf = c.buf[:0]
-	appendAccept(c, group, "BEGIN; ", "COMMIT")
-	return onConn(ctx, s.durable, func(ctx context.Context, conn *pgx.Conn) error { return copyOn(ctx, conn.PgConn(), c) })
+	guard, err := s.inTime(ctx)
+	if err != nil {
+		return err
+	}
+	appendAccept(c, group, "BEGIN; ", guard+"COMMIT")
+	return onConn(ctx, s.durable, func(ctx context.Context, conn *pgx.Conn) error {
+		return s.late(copyOn(ctx, conn.PgConn(), c, s.clock.saw))
+	})
 }
 
 // acceptWithKeys takes the keys of a group first: three more round trips.
@@ -125,8 +135,12 @@ func (s *Store) acceptWithKeys(ctx context.Context, group []*mail.Submission) er
 		c := acceptBuffers.Get().(*copyMessage)
 		defer putAcceptBuffer(c)
 		c.buf = c.buf[:0]
-		appendAccept(c, fresh, "", "")
-		return copyOn(ctx, tx.Conn().PgConn(), c)
+		guard, err := s.inTime(ctx)
+		if err != nil {
+			return err
+		}
+		appendAccept(c, fresh, "", guard)
+		return s.late(copyOn(ctx, tx.Conn().PgConn(), c, s.clock.saw))
 	})
 	if err == nil && errors.Join(errs...) != nil {
 		return &PartialError{Errors: errs}
@@ -155,9 +169,13 @@ var errNotSent = errors.New("nothing was sent")
 
 // copyOn sends prepared COPYs and reads all replies. On an error of the server
 // the rest of the statements is skipped by the protocol, and the transaction is
-// rolled back.
-func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage) error {
-	return roundTrip(ctx, pg, c.buf, func(int, [][]byte) {})
+// rolled back. The answer of a guard goes to saw.
+func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage, saw func(time.Time)) error {
+	return roundTrip(ctx, pg, c.buf, func(_ int, fields [][]byte) {
+		if us, err := strconv.ParseInt(string(fields[0]), 10, 64); err == nil {
+			saw(time.UnixMicro(us))
+		}
+	})
 }
 
 // roundTrip writes messages that end in one that Postgres answers with
@@ -444,5 +462,5 @@ func fill(content io.Reader, chunk []byte) (n int, err error) {
 func acceptInTx(ctx context.Context, tx pgx.Tx, sub *mail.Submission) error {
 	c := &copyMessage{}
 	appendAccept(c, []*mail.Submission{sub}, "", "")
-	return copyOn(ctx, tx.Conn().PgConn(), c)
+	return copyOn(ctx, tx.Conn().PgConn(), c, nil) // without the guard there is no answer
 }

@@ -51,6 +51,7 @@ type Store struct {
 	durable *pgxpool.Pool // accept, settle: COMMIT waits for the disk
 	relaxed *pgxpool.Pool // claim, dispatch, park: losing one only repeats a step
 	plain   *pgxpool.Pool // everything that is not on the hot path
+	clock   clock
 }
 
 // Open prepares the pools. It does not wait for Postgres: a service starts,

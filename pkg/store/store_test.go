@@ -22,7 +22,8 @@ const lease = 5 * time.Second
 // look at its tables.
 type fixture struct {
 	*store.Store
-	db *pgx.Conn
+	db  *pgx.Conn
+	url string
 }
 
 func setup(t testing.TB) *fixture {
@@ -41,7 +42,7 @@ func setup(t testing.TB) *fixture {
 	if _, err := db.Exec(t.Context(), "SET search_path = postrider"); err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{s, db}
+	return &fixture{s, db, url}
 }
 
 // one returns a single value of the database.

@@ -12,7 +12,7 @@
 // # Promises
 //
 // No 250 before the commit (RFC 5321 §6.1). Without Postgres clients hear
-// 451 within the commit timeout; without the bus nothing changes for them, as
+// 451 within the commit timeout, and Postgres does not commit what it comes to later; without the bus nothing changes for them, as
 // the scheduler rings for what was not rung for. Nobody but
 // clients of the relay networks and those that authenticated can name a
 // recipient outside the relay domains, and who authenticated names only its
