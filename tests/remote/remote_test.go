@@ -23,9 +23,9 @@ const deadline = 60 * time.Second
 // atOnce is how many hosts misbehave at the same time. They mostly wait.
 const atOnce = 40
 
-var shared = &world.Shared{Options: world.Options{Shaping: hostile.Shaping(), Env: map[string]string{}}}
+var shared = &world.Shared{Options: world.Options{Shaping: hostile.Shaping()}}
 
-// kit is what the hosts have in common.
+// authority vouches for the hosts that are in order.
 var authority *smtptest.Authority
 
 func TestMain(m *testing.M) {
@@ -34,15 +34,11 @@ func TestMain(m *testing.M) {
 	if err == nil {
 		authority, err = smtptest.NewAuthority()
 	}
-	roots := filepath.Join(os.TempDir(), fmt.Sprintf("postrider-roots-%d.pem", os.Getpid()))
-	if err == nil {
-		err = os.WriteFile(roots, authority.PEM(), 0o644)
-	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	shared.Options.Env["SSL_CERT_FILE"] = roots
+	shared.Options.Roots = authority.PEM()
 	world.Main(m, shared)
 }
 

@@ -53,6 +53,7 @@ type Options struct {
 	Copies  int               // of each service; 0 is 1
 	Durable bool              // Postgres flushes to disk
 	Shaping string            // text of the shaping file
+	Roots   []byte            // certificates in PEM that the services trust; nil: those of the system
 	Env     map[string]string // for all services, over what the world sets
 	Parent  string            // directory that keeps logs and data; "" is a temporary one, removed by Close
 }
@@ -194,6 +195,12 @@ func (w *World) environment(o Options) error {
 	}
 	if shaping != "" {
 		w.env["POSTRIDER_SHAPING_FILE"] = shaping
+	}
+	if o.Roots != nil {
+		w.env["SSL_CERT_FILE"] = filepath.Join(w.Dir, "roots.pem")
+		if err := os.WriteFile(w.env["SSL_CERT_FILE"], o.Roots, 0o644); err != nil {
+			return err
+		}
 	}
 	maps.Copy(w.env, o.Env)
 	return nil

@@ -1,0 +1,271 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/tests/internal/proc"
+	"github.com/postrider/postrider/tests/internal/submit"
+	"github.com/postrider/postrider/tests/world"
+)
+
+// The destinations that must not hold up others.
+var badDomains = []string{"dead.test", "hole.test", "crawl.test"}
+
+// isolation is a world with good hosts that are measured, and bad ones.
+type isolation struct {
+	*world.World
+	t     *testing.T
+	good  []string
+	hosts map[string]*smtptest.Server
+
+	mu       sync.Mutex           // guards accepted
+	accepted map[string]time.Time // by label
+}
+
+// TestIsolation: a destination that refuses connections, one that answers no
+// SYN and one that gives its replies octet by octet, each with a backlog, do
+// not hold up the others. The rate and latency of the others are logged,
+// without the bad ones, and with them working and suspended in turns.
+// POSTRIDER_ISOLATION_MESSAGES=100000 is the full form.
+func TestIsolation(t *testing.T) {
+	backlog := 2000
+	if text := os.Getenv("POSTRIDER_ISOLATION_MESSAGES"); text != "" {
+		var err error
+		if backlog, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const rounds = 5
+	s := newIsolation(t)
+	s.round("warm up", 400)
+	var before, working, suspended []figures
+	for range rounds {
+		before = append(before, s.round("before", 400))
+	}
+	s.fill(backlog)
+	s.waitSettled(backlog)
+	for range rounds {
+		working = append(working, s.round("with", 400))
+		s.suspend(true)
+		suspended = append(suspended, s.round("suspended", 400))
+		s.suspend(false)
+	}
+	t.Logf("backlog of %d messages for each of %v, medians of %d rounds of 400 messages", backlog, badDomains, rounds)
+	t.Logf("before:    %s", median(before))
+	t.Logf("with:      %s", median(working))
+	t.Logf("suspended: %s", median(suspended))
+	for _, d := range badDomains {
+		if _, err := s.DB.Exec(t.Context(), `SELECT postrider.suspend_site(site, '1 hour', 'end of the test')
+			FROM (SELECT DISTINCT site FROM postrider.recipients WHERE domain = $1 AND site IS NOT NULL) x`, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func newIsolation(t *testing.T) *isolation {
+	t.Helper()
+	w := world.Start(t, world.Options{Shaping: `["default"]
+max_message_rate = "unlimited"
+max_connection_rate = "unlimited"
+["hole.test"]
+connect_timeout = "5s"
+`})
+	s := &isolation{World: w, t: t, hosts: map[string]*smtptest.Server{}, accepted: map[string]time.Time{}}
+	for i := range 4 {
+		d := fmt.Sprintf("good%d.test", i)
+		s.good = append(s.good, d)
+		s.hosts[d] = w.Host(t, "mx."+d, smtptest.Script{Discard: true, Label: label})
+		w.MX(t, d, "10 mx."+d)
+	}
+	if _, err := w.Remote("mx.dead.test"); err != nil {
+		t.Fatal(err)
+	}
+	hole, err := w.Remote("mx.hole.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	smtptest.Unanswered(t, hole)
+	w.Host(t, "mx.crawl.test", smtptest.Script{Discard: true, Rules: []smtptest.Rule{
+		{At: smtptest.Dot, Do: smtptest.Drip(time.Second, smtptest.Reply(250, "2.0.0 taken at last"))},
+	}})
+	for _, d := range badDomains {
+		w.MX(t, d, "10 mx."+d)
+	}
+	return s
+}
+
+// label is the subject of a message.
+func label(content []byte) string {
+	_, rest, _ := strings.Cut(string(content), "Subject: ")
+	line, _, _ := strings.Cut(rest, "\r\n")
+	return line
+}
+
+// fill puts the backlog in as ingress does, without its sessions.
+func (s *isolation) fill(n int) {
+	s.t.Helper()
+	db, err := store.Open(s.t.Context(), store.Config{URL: s.PG.URL(), MaxConns: 4})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer db.Close()
+	content := []byte("Subject: waits\r\n\r\nHello\r\n")
+	for _, d := range badDomains {
+		for done := 0; done < n; {
+			var group []*mail.Submission
+			for range min(500, n-done) {
+				m := &mail.Submission{Content: content}
+				m.ID, m.AcceptedAt, m.SizeBytes = mail.NewQueueID(), time.Now(), int64(len(content))
+				m.Recipients = []mail.Recipient{{
+					No: 1, Domain: mail.Domain(d), ForwardPath: mail.ForwardPath(fmt.Sprintf("u%d@%s", done, d)), ExpiresAt: m.AcceptedAt.Add(24 * time.Hour),
+				}}
+				group = append(group, m)
+				done++
+			}
+			if err := db.Accept(s.t.Context(), group); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// waitSettled waits until all of the backlog has been looked at once: it is
+// parked, tried, or in the hands of the worker.
+func (s *isolation) waitSettled(n int) {
+	s.t.Helper()
+	began := time.Now()
+	s.Eventually(s.t, drained+time.Duration(n)*10*time.Millisecond, "the backlog at rest", func(ctx context.Context) error {
+		var fresh int
+		err := s.DB.QueryRow(ctx, `SELECT count(*) FROM postrider.recipients WHERE domain = ANY ($1)
+			AND state = 'queued' AND slot IS NULL AND worker_id IS NULL AND tries = 0`, badDomains).Scan(&fresh)
+		if err == nil && fresh > 0 {
+			err = fmt.Errorf("%d recipients have not been looked at", fresh)
+		}
+		return err
+	})
+	s.t.Logf("the backlog of %d was at rest after %s", 3*n, time.Since(began).Round(time.Second))
+}
+
+// suspend stops or lets go the bad sites.
+func (s *isolation) suspend(on bool) {
+	s.t.Helper()
+	call := "resume_site(site)"
+	if on {
+		call = "suspend_site(site, '1 hour', 'measured')"
+	}
+	if _, err := s.DB.Exec(s.t.Context(), `SELECT postrider.`+call+`
+		FROM (SELECT DISTINCT site FROM postrider.recipients WHERE domain = ANY ($1) AND site IS NOT NULL) x`, badDomains); err != nil {
+		s.t.Fatal(err)
+	}
+	wait(s.t, 3*time.Second) // until the worker has seen it
+}
+
+// figures are those of one round.
+type figures struct {
+	rate     float64 // messages a second
+	p50, p99 time.Duration
+	cpu      time.Duration // of delivery and Postgres, for each message
+}
+
+func (f figures) String() string {
+	return fmt.Sprintf("%.0f messages/s, latency p50 %s, p99 %s, CPU %s a message", f.rate,
+		f.p50.Round(100*time.Microsecond), f.p99.Round(100*time.Microsecond), f.cpu.Round(time.Microsecond))
+}
+
+// median returns the median of each figure.
+func median(all []figures) figures {
+	var f figures
+	slices.SortFunc(all, func(a, b figures) int { return int(1000 * (a.rate - b.rate)) })
+	f.rate = all[len(all)/2].rate
+	slices.SortFunc(all, func(a, b figures) int { return int(a.p50 - b.p50) })
+	f.p50 = all[len(all)/2].p50
+	slices.SortFunc(all, func(a, b figures) int { return int(a.p99 - b.p99) })
+	f.p99 = all[len(all)/2].p99
+	slices.SortFunc(all, func(a, b figures) int { return int(a.cpu - b.cpu) })
+	f.cpu = all[len(all)/2].cpu
+	return f
+}
+
+// round sends n messages to the good hosts, one session for each, and measures
+// from the 250 of ingress to the final dot at the host.
+func (s *isolation) round(name string, n int) figures {
+	s.t.Helper()
+	began, used := time.Now(), s.cpu()
+	had := map[string]int{}
+	var g errgroup.Group
+	for _, d := range s.good {
+		had[d] = s.hosts[d].Count()
+		g.Go(func() error { return s.send(d, n/len(s.good)) })
+	}
+	if err := g.Wait(); err != nil {
+		s.t.Fatalf("%s: %v", name, err)
+	}
+	var waits []time.Duration
+	last := began
+	for _, d := range s.good {
+		s.hosts[d].WaitMessages(s.t, had[d]+n/len(s.good), drained)
+		for _, m := range s.hosts[d].Transactions() {
+			if m.MailAt.Before(began) {
+				continue
+			}
+			s.mu.Lock()
+			waits = append(waits, max(0, m.DotAt.Sub(s.accepted[m.Label])))
+			s.mu.Unlock()
+			if m.DotAt.After(last) {
+				last = m.DotAt
+			}
+		}
+	}
+	slices.Sort(waits)
+	return figures{float64(n) / last.Sub(began).Seconds(), waits[len(waits)/2], waits[len(waits)*99/100], (s.cpu() - used) / time.Duration(n)}
+}
+
+// cpu is the processor time so far of those who have to do with the bad sites
+// and the good ones: a measure that a busy machine does not change.
+func (s *isolation) cpu() time.Duration {
+	s.t.Helper()
+	tree, err := proc.ReadTree()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	sum := tree.CPU(s.PG.PID())
+	for _, name := range []string{"delivery", "resolver", "scheduler"} {
+		sum += tree.CPU(s.Service(name, 0).Process().PID())
+	}
+	return sum
+}
+
+// send submits messages in one session.
+func (s *isolation) send(domain string, n int) error {
+	c, err := submit.Dial(s.t.Context(), s.SMTP(0), "")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Command("EHLO client.example"); err != nil {
+		return err
+	}
+	for i := range n {
+		subject := fmt.Sprintf("%s %d %d", domain, time.Now().UnixNano(), i)
+		if _, err := c.Submit(submit.Message{To: []string{"u@" + domain}, Content: []byte("Subject: " + subject + "\r\n\r\nHello\r\n")}); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.accepted[subject] = time.Now()
+		s.mu.Unlock()
+	}
+	return nil
+}
