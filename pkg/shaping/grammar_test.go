@@ -172,7 +172,7 @@ func TestWhatIsWrongWithRulesIsNamed(t *testing.T) {
 	_, _, err := shaping.Build(config(t, ""), shaping.Text{From: "f", TOML: `
 [["a.example".automation]]
 regex = ["(?=x)y", "ok"]
-action = ["Explode", {SetConfig={name="connection_limit", value="many"}}, {SetConfig={name="conection_limit", value=1}}]
+action = ["Explode", {SetConfig={name="connection_limit", value="many"}}, {SetConfig={name="connections_max", value=1}}]
 trigger = {Threshold="often"}
 duration = "soon"
 colour = "red"
@@ -193,7 +193,7 @@ replace_base = 1
 	for _, want := range []string{
 		`"a.example".automation[1].regex: "(?=x)y": error parsing regexp`, "expressions are RE2: without look-around",
 		`"a.example".automation[1].action: Explode: want one of`, `SetConfig: connection_limit: many: want a whole number`,
-		`SetConfig: unknown key conection_limit`, `trigger.Threshold: rate "often"`, `duration: duration "soon"`, `automation[1].colour: unknown key`,
+		`SetConfig: unknown key connections_max`, `trigger.Threshold: rate "often"`, `duration: duration "soon"`, `automation[1].colour: unknown key`,
 		`"b.example".automation[1].regex: want a regular expression`, `"b.example".automation[1].trigger: Later`, `"b.example".automation[1].action: missing`,
 		`"c.example".automation: want blocks such as`, `"d.example".sources."x": want a block`, `"e.example".unset: unknown key nothing`, `"e.example".replace_base: want true or false`,
 	} {

@@ -349,7 +349,7 @@ func (s *Shaping) Explain(q Query) []Origin {
 		all = append(all, Origin{p.key, value, p.layer.name, p.layer.from})
 	}
 	for name, k := range keys {
-		if k.show != nil && !set[name] {
+		if k.show != nil && !set[name] && name != "provider_name" {
 			all = append(all, Origin{Key: name, Value: k.show(&v), From: "default"})
 		}
 	}

@@ -77,7 +77,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			return context.Cause(ctx)
 		}
 	}
-	err := errors.Join(w.park(ctx, append(full, w.passOn(ctx, strangers)...)), w.shelve(ctx, dead, outages), w.obeyUnclaimed(ctx, obeyed))
+	err := errors.Join(w.park(ctx, append(full, w.passOn(ctx, strangers)...)), w.shelve(ctx, dead, outages), w.obeyUnclaimed(obeyed))
 	if err != nil {
 		return err
 	}

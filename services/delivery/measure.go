@@ -200,7 +200,7 @@ func (w *worker) obeyed(r *mail.DeliveryRequest, m *mail.Measure) mail.Settlemen
 }
 
 // obeyUnclaimed settles requests that nobody has claimed by their measures.
-func (w *worker) obeyUnclaimed(ctx context.Context, batch []mail.Settlement) error {
+func (w *worker) obeyUnclaimed(batch []mail.Settlement) error {
 	if len(batch) == 0 {
 		return nil
 	}

@@ -13,6 +13,7 @@ var documents = []string{
 	filepath.Join("..", "..", "README.md"),
 	filepath.Join("..", "..", "docs", "operations.md"),
 	filepath.Join("..", "..", "docs", "access.md"),
+	filepath.Join("..", "..", "docs", "shaping.md"),
 }
 
 func read(t *testing.T, name string) string {
