@@ -15,9 +15,10 @@ import (
 
 const parkRows = `UPDATE recipients_%s r
 SET attempt = r.attempt + 1, worker_id = NULL, dispatched = false, rung = false,
-    slot = t.slot, site = t.site, rule = nullif(t.rule, 0), next_attempt_at = r.expires_at
-FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[], $7::integer[]) WITH ORDINALITY
-    AS t (queue_id, recipient_no, attempt, site, slot, rule, ord)
+    slot = t.slot, site = t.site, rule = nullif(t.rule, 0), next_attempt_at = r.expires_at,
+    pool = t.pool, tenant = t.tenant, campaign = t.campaign
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::smallint[], $7::integer[], $8::text[], $9::text[], $10::text[]) WITH ORDINALITY
+    AS t (queue_id, recipient_no, attempt, site, slot, rule, pool, tenant, campaign, ord)
 WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no
   AND r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1 AND r.state = 'queued'
 RETURNING t.ord`
@@ -41,11 +42,14 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	if worker != 0 {
 		owner = &worker
 	}
-	parked, err := s.fenced(ctx, reqs, fencedStatement{"park", parkRows, 7, func(x *exchange, rows []fencedRow) {
+	parked, err := s.fenced(ctx, reqs, fencedStatement{"park", parkRows, 10, func(x *exchange, rows []fencedRow) {
 		x.fences(owner, rows)
 		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
 		x.array(pgtype.Int2OID, len(rows), func(i int) { x.int2(rows[i].site.Slot()) })
 		x.int4s(len(rows), func(i int) int32 { return rows[i].req.Route.Rule })
+		x.texts(len(rows), func(i int) string { return rows[i].req.Route.Pool })
+		x.texts(len(rows), func(i int) string { return rows[i].req.Message.Tenant })
+		x.texts(len(rows), func(i int) string { return rows[i].req.Message.Campaign })
 	}}, nothing)
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
@@ -131,66 +135,6 @@ func (s *Store) ParkedSites(ctx context.Context, slots []int16) ([]ParkedSite, e
 		return nil, fmt.Errorf("parked sites: %w", err)
 	}
 	return sites, nil
-}
-
-// Recipients whose stored route has expired wait for the resolver instead,
-// due at once.
-const pullRows = `WITH picked AS (
-    SELECT r.queue_id, r.recipient_no, ro.route
-    FROM recipients r
-    LEFT JOIN parked_routes ro ON ro.domain = r.domain AND ro.site = r.site AND ro.rule = coalesce(r.rule, 0) AND ro.expires_at > now()
-    WHERE r.slot = $2 AND r.site = $3
-    ORDER BY r.priority DESC, r.queue_id
-    LIMIT $4
-    FOR UPDATE OF r SKIP LOCKED),
-claimed AS (
-    UPDATE recipients r
-    SET attempt         = r.attempt + 1,
-        slot            = NULL,
-        rung            = false,
-        worker_id       = CASE WHEN p.route IS NOT NULL THEN $1::integer END,
-        next_attempt_at = CASE WHEN p.route IS NOT NULL THEN r.expires_at ELSE now() END
-    FROM picked p
-    WHERE r.queue_id = p.queue_id AND r.recipient_no = p.recipient_no
-    RETURNING p.route, r.*)
-SELECT c.route, ` + pendingColumns + `, ` + messageColumns + `
-FROM claimed c
-JOIN messages m ON m.queue_id = c.queue_id
-WHERE c.route IS NOT NULL
-ORDER BY m.priority DESC, m.queue_id, c.recipient_no`
-
-// Pull claims up to limit parked recipients of a site, by priority, then age.
-func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, limit int) ([]*mail.DeliveryRequest, error) {
-	rows, err := s.plain.Query(ctx, pullRows, worker, site.Slot(), site, limit)
-	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", site, err)
-	}
-	routes := map[string]*mail.Route{}
-	var reqs []*mail.DeliveryRequest
-	var text string
-	var p mail.Pending
-	var m mail.Message
-	fields := append([]any{&text}, append(pendingFields(&p), messageFields(&m)...)...)
-	_, err = pgx.ForEachRow(rows, fields, func() error {
-		route := routes[text]
-		if route == nil {
-			route = &mail.Route{}
-			if err := json.Unmarshal([]byte(text), route); err != nil {
-				return err
-			}
-			routes[text] = route
-		}
-		if n := len(reqs); n > 0 && reqs[n-1].Message.ID == m.ID && reqs[n-1].Route == route {
-			reqs[n-1].Recipients = append(reqs[n-1].Recipients, p)
-			return nil
-		}
-		reqs = append(reqs, &mail.DeliveryRequest{Message: m, Route: route, Recipients: []mail.Pending{p}})
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", site, err)
-	}
-	return reqs, nil
 }
 
 // pendingColumns are the columns of a mail.Pending of table c, in the order

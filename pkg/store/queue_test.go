@@ -128,10 +128,11 @@ func TestParkAndPull(t *testing.T) {
 	if err != nil || len(sites) != 1 || sites[0].Site != r.Site {
 		t.Fatalf("parked sites %+v, %v", sites, err)
 	}
-	got, err := f.Pull(t.Context(), w, r.Site, 2)
-	if err != nil {
-		t.Fatal(err)
+	flows, err := f.ParkedFlows(t.Context(), r.Site, nil, 10)
+	if err != nil || len(flows) != 2 || flows[0].Priority != 5 || flows[1].Priority != 0 {
+		t.Fatalf("flows %+v, %v, want the urgent one, then the other", flows, err)
 	}
+	got := f.pull(t, w, r.Site, 1)
 	if len(got) != 2 || got[0].Message.ID != high.ID || len(got[1].Recipients) != 1 {
 		t.Fatalf("pulled %+v, want the urgent message, then one recipient of the other", got)
 	}
@@ -144,8 +145,8 @@ func TestParkAndPull(t *testing.T) {
 	if err := f.Park(t.Context(), w, got[1:]); err != nil || len(got[1].Recipients) != 1 {
 		t.Fatalf("a worker could not park its claim: %v", err)
 	}
-	if got, err = f.Pull(t.Context(), w, r.Site, 10); err != nil || len(got) != 1 || len(got[0].Recipients) != 2 {
-		t.Fatalf("pulled %+v, %v; want both recipients in one request", got, err)
+	if got = f.pull(t, w, r.Site, 10); len(got) != 1 || len(got[0].Recipients) != 2 {
+		t.Fatalf("pulled %+v; want both recipients in one request", got)
 	}
 	f.balanced(t)
 }
@@ -159,8 +160,8 @@ func TestPullWithoutRouteGoesBackToTheResolver(t *testing.T) {
 	if err := f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(sub, r)}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := f.Pull(t.Context(), f.worker(t), r.Site, 10); err != nil || len(got) != 0 {
-		t.Fatalf("pulled %+v, %v with an expired route", got, err)
+	if got := f.pull(t, f.worker(t), r.Site, 10); len(got) != 0 {
+		t.Fatalf("pulled %+v with an expired route", got)
 	}
 	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
 		t.Errorf("rung %d, want 1", n)

@@ -59,6 +59,7 @@ func (s *site) reached(addr netip.AddrPort) {
 	defer s.mu.Unlock()
 	s.failures.succeeded(addr)
 	if s.breaker.reached() {
+		s.pullNow()
 		s.dispatch()
 	}
 }

@@ -60,7 +60,7 @@ type worker struct {
 	settles *batcher[mail.Settlement]
 	aside   *batcher[aside]
 	orders  *batcher[mail.Measure]
-	pulls   chan pullOrder
+	pulls   chan *site
 	lookNow chan struct{} // holds at most one signal
 
 	sessions    errgroup.Group // one per connection
@@ -95,7 +95,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	for ctx.Err() == nil {
 		w := &worker{
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
-			pulls: make(chan pullOrder, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
+			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
 			sites:       map[mail.Site]*site{},

@@ -71,13 +71,13 @@ func (s *site) open(now time.Time) bool {
 	}
 	var j *job
 	if s.survey(now) {
-		j = s.take(func(j *job) bool { return s.turn(j.pool).next(j) != nil })
+		j = s.take(func(j *job) bool { return s.turn(j.flow.pool).next(j) != nil })
 	}
 	if j == nil {
 		s.makePlace()
 		return false
 	}
-	l := s.turn(j.pool).next(j)
+	l := s.turn(j.flow.pool).next(j)
 	s.begin(l, j, now)
 	l.connections.Begin(now)
 	s.whole.connections.Begin(now)
@@ -118,7 +118,7 @@ func (s *site) makePlace() {
 		if len(l.idle) == 0 || !whole && l.open < l.concurrency.Allowed() {
 			continue
 		}
-		if s.ready.has(func(j *job) bool { return whole || s.turn(j.pool).may(l, j) }) {
+		if s.ready.has(func(j *job) bool { return whole || s.turn(j.flow.pool).may(l, j) }) {
 			l.dismiss(1)
 			return
 		}
@@ -129,7 +129,7 @@ func (s *site) makePlace() {
 func (s *site) begin(l *lane, j *job, now time.Time) {
 	l.messages.Begin(now)
 	s.whole.messages.Begin(now)
-	s.turn(j.pool).took(l)
+	s.turn(j.flow.pool).took(l)
 }
 
 func anyConnection(*job) bool { return true }

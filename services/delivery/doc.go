@@ -23,16 +23,20 @@
 //	          or passed on to the home of its slot            intake.go
 //	look,     what is parked comes back as there is room, also
 //	pull      without the bus                                 pull.go
-//	site      the ready queue and the limits; hands jobs to   site.go, ready.go,
-//	          connections                                     connections.go,
+//	site      what waits, by turns, in memory and in          site.go, ready.go,
+//	          Postgres                                        backlog.go
+//	dispatch  hands jobs to connections as the limits allow,  dispatch.go, lane.go,
+//	          from a source of their pool                     turn.go, connections.go,
 //	                                                          hosts.go, internal/pace
 //	shelve    mail of a site none of whose hosts answers      shelve.go
 //	session   one connection: dial, load, relay, next         session.go, load.go
 //	judge     what each answer means                          trouble.go
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
-// home.go keeps the lease and moves slots; sites.go hands what a site
-// remembers to its next home; delivery.go puts the parts together.
+// source.go knows the sources and pools and how each is reached
+// (internal/egress). home.go keeps the lease and moves slots; sites.go and
+// remember.go hand what a site remembers to its next home; delivery.go puts
+// the parts together.
 //
 // # Consumes
 //
@@ -69,10 +73,19 @@
 // reason in its history, until a probe gets through; then all of it moves at
 // once.
 //
-// Room: a site holds at most max_ready jobs, and never more than all others
-// leave free. Once mail of a site is parked, new mail of it is parked behind
-// it, so that nothing is overtaken for ever. A job goes out by the share of
-// its priority, then by turns of the tenants, then by age.
+// Sources: the source is chosen when a job gets a connection, by the weights
+// of its pool, among those that can take it; an open connection first. What a
+// source cannot take the others of the pool do. Limits hold for each source at
+// each site (a lane). Mail none of whose sources can be used waits in
+// Postgres, with the reason in its history.
+//
+// Room: a site holds at most max_ready jobs of each pool, and never more than
+// all others leave free. A job goes out by the share of its priority, then by
+// turns of the tenants, then of their campaigns, then by age; by the same
+// shares what is parked comes into memory. A quarter of the room is kept for
+// flows that have next to nothing here, so that they never wait behind what
+// is parked of others. Once mail of a flow is parked, new mail of it is parked
+// behind it, so that nothing is overtaken for ever.
 //
 // The fence: a recipient is claimed by one worker under one number; whatever
 // a worker does late, or twice, does not match and changes nothing. Right

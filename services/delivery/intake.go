@@ -28,6 +28,7 @@ type claim struct {
 // admitted is a request with a place reserved at its site.
 type admitted struct {
 	site           *site
+	flow           flow
 	request        *mail.DeliveryRequest
 	perTransaction int   // recipients
 	load           *load // not nil if a connection takes it next: its content comes with the claim
@@ -56,9 +57,10 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 			continue
 		}
 		v := w.values(r)
-		switch place, why := s.admit(r, v); {
+		f := w.flowOf(r)
+		switch place, why := s.admit(r, f, v); {
 		case place != none:
-			a := admitted{site: s, request: r, perTransaction: v.RecipientsPerTransaction}
+			a := admitted{site: s, flow: f, request: r, perTransaction: v.RecipientsPerTransaction}
 			if place == connected && len(r.Recipients) <= v.RecipientsPerTransaction {
 				a.load = w.tryReserve(r)
 			}
@@ -96,7 +98,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 func (w *worker) giveUp(c *claim) {
 	for _, a := range c.admitted {
 		w.unload(a.load)
-		w.add(a.site, nil, 1)
+		w.add(a.site, nil, places{a.flow, 1})
 	}
 }
 
@@ -134,7 +136,7 @@ func (w *worker) claim(claims []*claim) {
 			} else {
 				w.unload(a.load)
 			}
-			w.add(a.site, jobs, 1)
+			w.add(a.site, jobs, places{a.flow, 1})
 			i++
 		}
 		c.done <- err

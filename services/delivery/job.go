@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
@@ -14,7 +15,7 @@ import (
 // ready queue of its site, or a session.
 type job struct {
 	request  *mail.DeliveryRequest // at most so many recipients as fit in one transaction
-	pool     string                // the sources that it may leave from
+	flow     flow                  // that it belongs to
 	families families              // of the addresses of its hosts
 	since    time.Time             // when it was claimed
 	load     *load                 // its content, if that came with the claim
@@ -28,11 +29,22 @@ type job struct {
 // split returns one job for each transaction that the request needs.
 func (w *worker) split(request *mail.DeliveryRequest, perTransaction int) []*job {
 	jobs := split(request, perTransaction)
-	pool := w.poolOf(request)
+	f := w.flowOf(request)
 	for _, j := range jobs {
-		j.pool = pool
+		j.flow = f
 	}
 	return jobs
+}
+
+// flowOf returns what a request takes turns with.
+func (w *worker) flowOf(r *mail.DeliveryRequest) flow {
+	return w.flow(store.Flow{Priority: r.Message.Priority, Pool: r.Route.Pool, Tenant: r.Message.Tenant, Campaign: r.Message.Campaign})
+}
+
+// flow is that of parked mail as it is here: with the pool that it leaves from
+// now.
+func (w *worker) flow(f store.Flow) flow {
+	return flow{f.Priority, w.poolOf(f.Pool, f.Tenant), f.Tenant, f.Campaign}
 }
 
 func split(request *mail.DeliveryRequest, perTransaction int) []*job {

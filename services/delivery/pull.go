@@ -5,9 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/store"
 )
 
 const (
@@ -20,16 +22,19 @@ const (
 	pullers = 2
 )
 
-// pullOrder asks for so many parked recipients of a site, for which places
-// are reserved.
-type pullOrder struct {
-	site *site
-	n    int
-}
-
-// pull orders parked mail when half of the room is free. While the breaker is
+// pull orders parked mail when little is left of a pool. While the breaker is
 // open it orders one probe. Caller holds mu.
 func (s *site) pull(now time.Time) {
+	if s.wantsMore() || s.breaker.isOpen() && s.ready.len()+s.coming == 0 {
+		s.orderPull(now)
+	}
+}
+
+// pullNow has what is parked looked at, however much is here.
+func (s *site) pullNow() { s.orderPull(time.Now()) }
+
+// orderPull has what is parked looked at, and pulled as there is room.
+func (s *site) orderPull(now time.Time) {
 	if !s.parked || s.pulling || s.stopped || now.Before(s.suspendedUntil) {
 		return
 	}
@@ -37,18 +42,9 @@ func (s *site) pull(now time.Time) {
 		s.wakeAt(at)
 		return
 	}
-	held := s.ready.len() + s.coming
-	n := min(s.room(), pullBatch)
-	if s.breaker.isOpen() {
-		n = min(n, 1-held)
-	}
-	if n < 1 || held > s.limits.Ready/2 {
-		return
-	}
 	select {
-	case s.home.pulls <- pullOrder{s, n}:
+	case s.home.pulls <- s:
 		s.pulling = true
-		s.reserve(n)
 	default: // many sites pull already; the next look tries again
 	}
 }
@@ -59,38 +55,87 @@ func (w *worker) runPuller(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case o := <-w.pulls:
-			if err := w.carryOut(ctx, o); err != nil {
+		case s := <-w.pulls:
+			if err := w.carryOut(ctx, s); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (w *worker) carryOut(ctx context.Context, o pullOrder) error {
+func (w *worker) carryOut(ctx context.Context, s *site) error {
 	// A pull that has begun is finished: half of one is not known to anybody.
 	within, cancel := context.WithTimeout(w.keep, storeWithin)
-	requests, err := w.store.Pull(within, w.id, o.site.name, o.n)
-	cancel()
-	var jobs []*job
-	recipients := 0
-	for _, r := range requests {
-		recipients += len(r.Recipients)
-		v := w.values(r)
-		o.site.learn(r, v)
-		jobs = append(jobs, w.split(r, v.RecipientsPerTransaction)...)
+	defer cancel()
+	flows, whole, err := w.flows(within, s)
+	if err != nil {
+		s.pulled(nil, nil, false)
+		slog.Warn("parked flows not read", "worker_id", w.id, "site", s.name, "error", err)
+		sleep(ctx, firstStorePause)
+		return nil
 	}
-	o.site.pulled(recipients == o.n || err != nil)
-	w.add(o.site, jobs, o.n)
+	shares := s.plan(flows, whole, time.Now())
+	if len(shares) == 0 {
+		s.pulled(nil, nil, whole)
+		return nil
+	}
+	wanted := make([]store.Share, len(shares))
+	reserved := make([]places, len(shares))
+	for i, sh := range shares {
+		wanted[i] = store.Share{Flow: sh.parked, Recipients: sh.n}
+		reserved[i] = places{sh.flow, sh.n}
+	}
+	requests, err := w.store.Pull(within, w.id, s.name, wanted)
+	var jobs []*job
+	got := map[flow]int{}
+	for _, r := range requests {
+		v := w.values(r)
+		s.learn(r, v)
+		split := w.split(r, v.RecipientsPerTransaction)
+		got[split[0].flow] += len(r.Recipients)
+		jobs = append(jobs, split...)
+	}
+	if err != nil {
+		for _, sh := range shares {
+			got[sh.flow] = sh.n // nothing is known of what is left
+		}
+	}
+	w.add(s, jobs, reserved...)
+	s.pulled(shares, got, whole)
 	if err == nil {
 		return nil
 	}
-	slog.Warn("pull failed", "worker_id", w.id, "site", o.site.name, "error", err)
+	slog.Warn("pull failed", "worker_id", w.id, "site", s.name, "error", err)
 	if didNothing(err) {
 		sleep(ctx, firstStorePause)
 		return nil
 	}
 	return errUnknownClaims
+}
+
+// flows returns the flows that are parked for a site: all, or where there are
+// many those of the highest priorities, and others by turns.
+func (w *worker) flows(ctx context.Context, s *site) (flows []store.Flow, whole bool, err error) {
+	flows, err = w.store.ParkedFlows(ctx, s.name, nil, maxFlows)
+	if err != nil || len(flows) < maxFlows {
+		return flows, err == nil, err
+	}
+	// Only the puller of the site reads and writes the cursor.
+	after := &flows[len(flows)-1]
+	if s.cursor != nil {
+		after = s.cursor
+	}
+	more, err := w.store.ParkedFlows(ctx, s.name, after, maxFlows)
+	s.cursor = nil
+	if len(more) == maxFlows {
+		s.cursor = &more[len(more)-1]
+	}
+	for _, f := range more {
+		if !slices.Contains(flows, f) {
+			flows = append(flows, f)
+		}
+	}
+	return flows, false, err
 }
 
 // didNothing reports whether a step has surely not been committed: there was
@@ -101,14 +146,6 @@ func didNothing(err error) bool {
 	var network *net.OpError
 	var said interface{ SQLState() string }
 	return errors.As(err, &said) || errors.As(err, &network) && network.Op == "dial"
-}
-
-// pulled says whether more of the site may be parked.
-func (s *site) pulled(more bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pulling = false
-	s.parked = more
 }
 
 // runLook finds parked mail and suspensions in our slots until ctx is done.
@@ -152,6 +189,7 @@ func (w *worker) lookForParked(ctx context.Context, slots []int16) error {
 		if s := w.siteOf(p.Site); s != nil {
 			s.mu.Lock()
 			s.parked = true
+			s.pullNow() // there may be flows that have nothing here yet
 			s.dispatch()
 			s.mu.Unlock()
 		}

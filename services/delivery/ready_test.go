@@ -10,7 +10,10 @@ import (
 )
 
 func newJob(priority int16, tenant string, route *mail.Route) *job {
-	return &job{request: &mail.DeliveryRequest{Message: mail.Message{Priority: priority, Tenant: tenant}, Route: route}}
+	return &job{
+		flow:    flow{priority: priority, pool: defaultPool, tenant: tenant},
+		request: &mail.DeliveryRequest{Message: mail.Message{Priority: priority, Tenant: tenant}, Route: route},
+	}
 }
 
 func TestTenantsTakeTurns(t *testing.T) {
@@ -21,10 +24,10 @@ func TestTenantsTakeTurns(t *testing.T) {
 	}
 	r.add(newJob(0, "reset", route))
 	for i := range 2 {
-		if j := r.take(anyConnection); j.request.Message.Tenant == "reset" {
+		if j := r.take(anyConnection); j.flow.tenant == "reset" {
 			return
 		} else if i == 1 {
-			t.Errorf("the second job is of tenant %q, behind which %d more wait", j.request.Message.Tenant, r.len())
+			t.Errorf("the second job is of tenant %q, behind which %d more wait", j.flow.tenant, r.len())
 		}
 	}
 }
@@ -144,6 +147,89 @@ func TestReadyLosesNothing(t *testing.T) {
 			if r.len() != len(held) {
 				t.Fatalf("count %d, want %d", r.len(), len(held))
 			}
+		}
+	})
+}
+
+func TestCampaignsOfATenantTakeTurns(t *testing.T) {
+	var r ready
+	add := func(campaign string, n int) {
+		for range n {
+			j := newJob(0, "acme", &mail.Route{})
+			j.flow.campaign = campaign
+			r.add(j)
+		}
+	}
+	add("spring", 100)
+	add("summer", 100)
+	add("", 1)
+	took := map[string]int{}
+	for range 21 {
+		took[r.take(anyConnection).flow.campaign]++
+	}
+	if took[""] != 1 || took["spring"] != 10 || took["summer"] != 10 {
+		t.Errorf("of the first 21 jobs %v, want the one without a campaign, and 10 of each campaign", took)
+	}
+}
+
+// Mail of a pool whose sources are all busy does not hold up another pool,
+// also where it is to be tried again at once.
+func TestPoolsDoNotWaitForEachOther(t *testing.T) {
+	var r ready
+	add := func(pool string, put func(*job)) {
+		j := newJob(0, "", &mail.Route{})
+		j.flow.pool = pool
+		put(j)
+	}
+	for range 100 {
+		add("busy", r.add)
+	}
+	add("busy", r.again)
+	add("free", r.add)
+	free := func(j *job) bool { return j.flow.pool == "free" }
+	if j := r.take(free); j == nil {
+		t.Error("a job of another pool waits behind those of a busy one")
+	}
+	if r.len() != 101 || r.heldOf["busy"] != 100 || r.heldOf["free"] != 0 {
+		t.Errorf("%d jobs, held %v", r.len(), r.heldOf)
+	}
+}
+
+// However flows are sized, what is pulled keeps to the bound, gives a new flow
+// something while there is room, and asks for nothing where enough is held.
+func TestPullsAreDividedFairly(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		bound := rapid.IntRange(1, 2000).Draw(t, "bound")
+		s := &site{}
+		var flows []portion
+		for i := range rapid.IntRange(1, 60).Draw(t, "flows") {
+			f := flow{rapid.Int16Range(-2, 2).Draw(t, "priority"), "p", fmt.Sprint(rapid.IntRange(0, 5).Draw(t, "tenant")), fmt.Sprint(i)}
+			flows = append(flows, portion{flow: f})
+			if held := rapid.IntRange(0, bound/10).Draw(t, "held"); rapid.Bool().Draw(t, "known") && s.ready.heldOf["p"]+held <= bound && held > 0 {
+				s.ready.reserve(f, held)
+			}
+		}
+		got := s.divide(flows, bound)
+		sum, fresh, served := s.ready.heldOf["p"], 0, 0
+		for _, f := range flows {
+			if s.ready.held[f.flow] == 0 {
+				fresh++
+			}
+		}
+		for _, p := range got {
+			sum += p.n
+			if p.n < 1 {
+				t.Fatalf("%+v is to be pulled", p)
+			}
+			if s.ready.held[p.flow] == 0 {
+				served++
+			}
+		}
+		if sum > bound {
+			t.Fatalf("%d held after the pull, bound %d", sum, bound)
+		}
+		if served < fresh && sum < bound-bound/spare {
+			t.Fatalf("%d of %d new flows get something, though %d of %d is all that is held", served, fresh, sum, bound)
 		}
 	})
 }

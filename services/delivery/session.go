@@ -133,7 +133,7 @@ func (ss *session) serve(j *job) bool {
 // the job's sources and goes to one of the hosts of its route, under the same
 // demands on TLS, and the job has not been here in vain.
 func (ss *session) serves(j *job) bool {
-	return ss.site.turn(j.pool).may(ss.lane, j) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
+	return ss.site.turn(j.flow.pool).may(ss.lane, j) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
 		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
 			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
 		})

@@ -29,10 +29,9 @@ type site struct {
 	idleTimeout time.Duration               // of connections without work
 	longest     time.Duration               // between probes of the breaker
 
-	ready   ready
-	coming  int  // jobs that have a place in ready and are being claimed or pulled
-	parked  bool // more may wait in Postgres
-	pulling bool
+	ready  ready
+	coming int // jobs that have a place in ready and are being claimed or pulled
+	backlog
 
 	lanes    []*lane          // one for each source that has been used, or wanted
 	turns    map[string]*turn // by pool
@@ -72,7 +71,8 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 	s.limits = stricter(s.limits, v.Limits, len(s.named) > 0)
 	s.whole.setLimits(s.limits)
 	for _, l := range s.lanes {
-		l.heed(s.home.values(r).Limits, len(s.named) > 0)
+		q := shaping.Query{Domain: domain, Site: s.name, Hosts: r.Route.Hosts, Source: l.source.Name}
+		l.heed(s.home.shaping.For(q).Limits, len(s.named) > 0)
 	}
 	s.named[domain] = r.Route
 }
@@ -86,13 +86,6 @@ func stricter(known, of shaping.Limits, named bool) shaping.Limits {
 	return known.Stricter(of)
 }
 
-// room returns how many more jobs the site may hold in memory: its own bound,
-// and never more than what all others leave free, so that there is always
-// room for a site that has nothing here yet.
-func (s *site) room() int {
-	return min(s.limits.Ready, s.home.freeJobs()) - s.ready.len() - s.coming
-}
-
 // place is where a request that comes from the bus goes.
 type place int
 
@@ -103,27 +96,25 @@ const (
 )
 
 // admit reserves room for the jobs of a request that is about to be claimed.
-// None means that it is to be parked: there is no room, or older mail of the
-// site is parked already and goes first, or no host of the site can be
-// reached, or no source be used: then why is set. Mail of high priority does not wait behind the
-// parked.
-func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, why *outage) {
+// None means that it is to be parked: there is no room, or older mail of its
+// flow is parked already and goes first, or no host of the site can be
+// reached, or no source be used: then why is set.
+func (s *site) admit(request *mail.DeliveryRequest, f flow, v shaping.Values) (p place, why *outage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heed(request, v)
-	if s.breaker.isOpen() && !s.stopped {
-		s.parked = true
-		o := s.outage
-		return none, &o
-	}
 	now := time.Now()
-	if o := s.stranded(s.home.poolOf(request), now); o != nil && !s.stopped {
-		s.parked = true
-		return none, o
+	switch {
+	case s.stopped || now.Before(s.suspendedUntil):
+	case s.breaker.isOpen():
+		o := s.outage
+		why = &o
+	default:
+		why = s.stranded(f.pool, now)
 	}
-	if s.stopped || now.Before(s.suspendedUntil) || s.parked && request.Message.Priority <= 0 || s.room() < 1 {
-		s.parked = true
-		return none, nil
+	if why != nil || s.stopped || now.Before(s.suspendedUntil) || s.mustWait(f) {
+		s.parkedOne(f)
+		return none, why
 	}
 	p = queued
 	if s.ready.len()+s.coming < len(s.sessions) {
@@ -131,14 +122,21 @@ func (s *site) admit(request *mail.DeliveryRequest, v shaping.Values) (p place, 
 			p = connected
 		}
 	}
-	s.reserve(1)
+	s.reserve(places{f, 1}, 1)
 	return p, nil
 }
 
-// reserve counts n jobs as coming; a negative n takes that back.
-func (s *site) reserve(n int) {
-	s.coming += n
-	s.home.jobs.Add(int64(n))
+// places are reserved for so many jobs of a flow.
+type places struct {
+	flow
+	n int
+}
+
+// reserve counts jobs as coming, or with sign -1 takes that back.
+func (s *site) reserve(p places, sign int) {
+	s.coming += sign * p.n
+	s.ready.reserve(p.flow, sign*p.n)
+	s.home.jobs.Add(int64(sign * p.n))
 }
 
 // unservable is a job that no source of its pool has the address family for.
@@ -147,13 +145,15 @@ type unservable struct {
 	err error
 }
 
-// add puts jobs that are claimed into the ready queue, against so many
-// reserved places. It returns the jobs if the site has stopped meanwhile, and
+// add puts jobs that are claimed into the ready queue, against the
+// places reserved. It returns the jobs if the site has stopped meanwhile, and
 // those that no source can serve.
-func (s *site) add(jobs []*job, reserved int) (refused []*job, never []unservable) {
+func (s *site) add(jobs []*job, reserved []places) (refused []*job, never []unservable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reserve(-reserved)
+	for _, p := range reserved {
+		s.reserve(p, -1)
+	}
 	if s.stopped {
 		return jobs, nil
 	}
@@ -214,6 +214,7 @@ func (s *site) goOn() {
 	defer s.mu.Unlock()
 	s.stopped = false
 	s.parked = true
+	s.pullNow()
 	s.dispatch()
 }
 
@@ -224,6 +225,7 @@ func (s *site) suspend(until time.Time) []*job {
 	defer s.mu.Unlock()
 	s.suspendedUntil = until
 	if !time.Now().Before(until) {
+		s.pullNow()
 		s.dispatch()
 		return nil
 	}

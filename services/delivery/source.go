@@ -189,12 +189,13 @@ func wayFrom(src store.Source, addr netip.Addr, r reading, self mail.WorkerID) (
 	return egress.Way{}, fmt.Errorf("no worker that can be reached has %s", addr)
 }
 
-// poolOf returns the name of the pool that mail of a request leaves from.
-func (w *worker) poolOf(r *mail.DeliveryRequest) string {
-	if r.Route.Pool != "" {
-		return r.Route.Pool
+// poolOf returns the name of the pool that mail leaves from: that of its
+// route, else that of its tenant.
+func (w *worker) poolOf(route, tenant string) string {
+	if route != "" {
+		return route
 	}
-	if name := w.sources.Load().tenants[r.Message.Tenant]; name != "" {
+	if name := w.sources.Load().tenants[tenant]; name != "" {
 		return name
 	}
 	return defaultPool
@@ -302,7 +303,7 @@ func (w *worker) sourceOf(name string) *source {
 
 // add hands jobs that are claimed to their site. Those that no source can
 // reach a host for are delayed, and tried again by the schedule.
-func (w *worker) add(s *site, jobs []*job, reserved int) {
+func (w *worker) add(s *site, jobs []*job, reserved ...places) {
 	refused, unservable := s.add(jobs, reserved)
 	w.layAside(refused)
 	for _, u := range unservable {

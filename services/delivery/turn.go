@@ -145,7 +145,7 @@ func (s *site) stranded(pool string, now time.Time) *outage {
 // unservable says why no source of the job's pool will ever reach one of its
 // hosts, as things are; nil if one may. Caller holds mu.
 func (s *site) unservable(j *job) error {
-	t := s.turn(j.pool)
+	t := s.turn(j.flow.pool)
 	for _, e := range t.lanes {
 		if e.lane.source.families()&j.families != 0 {
 			return nil
@@ -155,7 +155,7 @@ func (s *site) unservable(j *job) error {
 		return nil // another reason counts
 	}
 	family := map[families]string{onlyIPv4: "IPv4", onlyIPv6: "IPv6"}[j.families]
-	return noSource{fmt.Sprintf("the hosts have %s addresses only, and no source of pool %s has one", family, j.pool)}
+	return noSource{fmt.Sprintf("the hosts have %s addresses only, and no source of pool %s has one", family, j.flow.pool)}
 }
 
 // families returns the families that a source has addresses of, whether they
@@ -186,7 +186,7 @@ func (s *site) strand(now time.Time) (asides []aside) {
 		return nil
 	}
 	for name, o := range why {
-		if jobs := s.ready.remove(func(j *job) bool { return j.pool == name }); len(jobs) > 0 {
+		if jobs := s.ready.remove(func(j *job) bool { return j.flow.pool == name }); len(jobs) > 0 {
 			s.home.jobs.Add(-int64(len(jobs)))
 			s.parked = true
 			asides = append(asides, aside{jobs, o})
@@ -218,6 +218,7 @@ func (s *site) resource() []aside {
 		s.parked = true
 		asides = append(asides, aside{jobs: never}) // what becomes of them is said when they are pulled
 	}
+	s.pullNow()
 	s.dispatch()
 	return asides
 }
