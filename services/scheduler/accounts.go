@@ -87,7 +87,7 @@ func (m *metrics) unregister() {
 
 // accounts sums the queue: accepted = queued + final.
 func (s *scheduler) accounts(ctx context.Context) error {
-	a, err := s.db.Accounting(ctx)
+	a, err := s.db.CountAccounts(ctx)
 	if err != nil {
 		return err
 	}
