@@ -44,3 +44,13 @@ func TestCountAccounts(t *testing.T) {
 		t.Errorf("%d hours were counted again", n)
 	}
 }
+
+func TestForgetSites(t *testing.T) {
+	f := setup(t)
+	f.exec(t, `INSERT INTO sites (site, slot, saved_at, suspended_until) VALUES
+        ('old', 1, now() - interval '31 days', NULL), ('suspended', 1, now() - interval '31 days', now() + interval '1 day'),
+        ('fresh', 1, now() - interval '29 days', NULL)`)
+	if n, err := f.as(t, "postrider_scheduler").ForgetSites(t.Context()); err != nil || n != 1 {
+		t.Errorf("forgot %d, %v, want 1", n, err)
+	}
+}

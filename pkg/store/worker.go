@@ -242,6 +242,18 @@ ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
 	return nil
 }
 
+// ForgetSites removes what was saved of sites that nothing has gone to for a
+// month, unless they are suspended.
+func (s *Store) ForgetSites(ctx context.Context) (forgotten int64, err error) {
+	const q = `DELETE FROM sites
+WHERE saved_at < now() - interval '30 days' AND (suspended_until IS NULL OR suspended_until < now())`
+	tag, err := s.plain.Exec(ctx, q)
+	if err != nil {
+		return 0, fmt.Errorf("forget sites: %w", err)
+	}
+	return tag.RowsAffected(), nil
+}
+
 // LoadSites returns what is known of the sites in the given slots.
 func (s *Store) LoadSites(ctx context.Context, slots []int16) ([]SiteState, error) {
 	const q = `SELECT site, state, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason

@@ -23,7 +23,7 @@
 //	notice      messages with a due report get a hint for bounce    2 s
 //	lag         how long work waits, per stage                      5 s
 //	partitions  are made ahead of time and dropped when done with   10 min
-//	accounts    the queue is summed: accepted = queued + final      1 min
+//	accounts    hours that may have changed are counted             1 min
 //
 // When the bus lost its hints, everything that was rung becomes due at once.
 // While the bus is down nothing is rung: resolvers take from Postgres.
@@ -39,8 +39,8 @@
 // # Writes
 //
 // recipients (rung, next_attempt_at; the claim of a dead worker; state
-// expired), attempts, reports, workers, slots; the partitions of all tables
-// that grow.
+// expired), attempts, reports, workers, slots, accounts; the partitions of all
+// tables that grow. It removes routes, keys and sites that are long over.
 //
 // # Standards
 //
@@ -71,8 +71,8 @@
 //
 // # Bugs
 //
-// Every process sums the accounts for itself; the cost grows with the
-// history, so raise POSTRIDER_ACCOUNTING_INTERVAL for very long queues.
+// The accounts of mail that has waited for more than two hours are up to 10
+// minutes old.
 //
 // # See also
 //

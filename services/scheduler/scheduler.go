@@ -192,7 +192,8 @@ func (s *scheduler) partitions(ctx context.Context) error {
 		slog.Info("partitions dropped", "hours_of_contents", hours, "days_of_history", days)
 	}
 	_, errRoutes := s.db.ForgetRoutes(ctx)
-	return errors.Join(errContents, errHistory, errRoutes, s.retireKeys(ctx))
+	_, errSites := s.db.ForgetSites(ctx)
+	return errors.Join(errContents, errHistory, errRoutes, errSites, s.retireKeys(ctx))
 }
 
 // retireKeys removes the idempotency keys whose time is over.
