@@ -2,6 +2,8 @@ package ingress
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"time"
@@ -14,13 +16,30 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
 )
 
-// listenHTTP opens the address for HTTP clients; nil when there is none.
-func listenHTTP(ctx context.Context, address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
+// openHTTP opens the addresses for HTTP clients.
+func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
+	for _, web := range []struct {
+		address string
+		tls     bool
+	}{{cfg.Listen, false}, {cfg.ListenTLS, true}} {
+		if web.address == "" {
+			continue
+		}
+		if web.tls && l.certs == nil {
+			return errors.New("POSTRIDER_HTTPS_LISTEN wants TLS, and there is no certificate")
+		}
+		var lc net.ListenConfig
+		listener, err := lc.Listen(ctx, "tcp", web.address)
+		if err != nil {
+			return err
+		}
+		listener = cfg.Limit(listener)
+		if web.tls {
+			listener = tls.NewListener(listener, l.certs.Server())
+		}
+		l.web = append(l.web, listener)
 	}
-	var lc net.ListenConfig
-	return lc.Listen(ctx, "tcp", address)
+	return nil
 }
 
 // newHTTP returns the server for HTTP clients. What is not special to them is
@@ -37,12 +56,14 @@ func newHTTP(cfg httpd.Config, smtp smtpd.Config, committer *commit.Committer, k
 
 // serveBoth runs the SMTP server, and the one for HTTP clients unless it has
 // no listener, until ctx is done or one of them fails.
-func serveBoth(ctx context.Context, smtp func(context.Context) error, web *httpd.Server, listener net.Listener) error {
+func serveBoth(ctx context.Context, smtp func(context.Context) error, web *httpd.Server, listeners []net.Listener) error {
 	servers, ctx := errgroup.WithContext(ctx)
 	servers.Go(func() error { return smtp(ctx) })
-	if listener != nil {
-		slog.Info("serving HTTP", "address", listener.Addr().String())
-		servers.Go(func() error { return web.Serve(ctx, listener) })
+	if len(listeners) > 0 {
+		for _, listener := range listeners {
+			slog.Info("serving HTTP", "address", listener.Addr().String())
+		}
+		servers.Go(func() error { return web.Serve(ctx, listeners) })
 	}
 	return servers.Wait()
 }

@@ -55,8 +55,8 @@ type database interface {
 // are shown there.
 type Listeners struct {
 	doors []smtpd.Door
-	web   net.Listener  // for HTTP clients; nil: there is none
-	certs *certs.Holder // nil: there is no TLS
+	web   []net.Listener // for HTTP clients
+	certs *certs.Holder  // nil: there is no TLS
 }
 
 // Listen opens all addresses, and reads the certificates.
@@ -79,7 +79,7 @@ func Listen(ctx context.Context, cfg Config) (*Listeners, error) {
 		}
 	}
 	if err == nil {
-		l.web, err = listenHTTP(ctx, cfg.HTTP.Listen)
+		err = l.openHTTP(ctx, &cfg.HTTP)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("ingress: %w", err), l.Close())
@@ -118,8 +118,8 @@ func (l *Listeners) Close() error {
 	for _, door := range l.doors {
 		errs = append(errs, door.Listener.Close())
 	}
-	if l.web != nil {
-		errs = append(errs, l.web.Close())
+	for _, web := range l.web {
+		errs = append(errs, web.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -146,10 +146,18 @@ func (l *Listeners) SubmissionsAddr() net.Addr {
 
 // HTTPAddr is as Addr, of the listener for HTTP clients.
 func (l *Listeners) HTTPAddr() net.Addr {
-	if l.web == nil {
+	if len(l.web) == 0 {
 		return nil
 	}
-	return l.web.Addr()
+	return l.web[0].Addr()
+}
+
+// HTTPSAddr is as Addr, of the listener for HTTP clients with TLS.
+func (l *Listeners) HTTPSAddr() net.Addr {
+	if len(l.web) == 0 || l.certs == nil {
+		return nil
+	}
+	return l.web[len(l.web)-1].Addr()
 }
 
 func (l *Listeners) find(like smtpd.Door) net.Addr {

@@ -20,6 +20,7 @@ const (
 	ByAPIKey      Method = "api key"
 	ByCertificate Method = "certificate"
 	ByNetwork     Method = "network" // nothing but its address
+	ByPeer        Method = "peer"    // a relay in front of us says so: XCLIENT LOGIN
 )
 
 // Identity is who a client has proved to be. The zero value is nobody: it may

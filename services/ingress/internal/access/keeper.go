@@ -218,6 +218,24 @@ func (k *Keeper) Certificate(ctx context.Context, client netip.Addr, c Certifica
 	return id, err
 }
 
+// Vouched finds who a client is that a trusted peer has authenticated: the
+// credential that it names, if that may be used at all.
+func (k *Keeper) Vouched(ctx context.Context, client netip.Addr, user string) (Identity, error) {
+	f, err := k.named(ctx, user)
+	if err != nil {
+		return Identity{}, err
+	}
+	var id Identity
+	if cause := f.unusable(f.grant.Credential.Kind, client); cause == "" {
+		id = newIdentity(f.grant, ByPeer)
+	} else {
+		refusal(ByPeer, client, user, cause)
+		err = ErrRefused
+	}
+	k.metrics.attempt(ByPeer, err)
+	return id, err
+}
+
 // Renew returns the identity as it is now: call it for each message of a
 // connection that lasts. ErrRefused: the credential was disabled, deleted or
 // given another secret since, or has expired; end the session.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -11,12 +12,14 @@ import (
 
 // Config is how the server treats its clients.
 type Config struct {
-	Listen         string        `envconfig:"HTTP_LISTEN" default:"127.0.0.1:8025" desc:"Address on which messages are taken by HTTP (POST /v1/messages, docs/openapi.json). Empty: nowhere. Put a TLS proxy before it where the network is not trusted."`
-	MaxBodyBytes   int64         `envconfig:"HTTP_MAX_BODY_BYTES" default:"8388608" desc:"Largest JSON request, in bytes. It is held in memory; larger messages come as message/rfc822, up to POSTRIDER_MAX_MESSAGE_BYTES."`
-	MemoryBytes    int64         `envconfig:"HTTP_MEMORY_BYTES" default:"67108864" desc:"Memory for all requests of a process at a time, in bytes; more gets 429. JSON counts four times its size, a message/rfc822 at most 1.25 MiB."`
-	MaxConnections int           `envconfig:"HTTP_MAX_CONNECTIONS" default:"1000" desc:"HTTP connections at a time; more wait."`
-	ReadTimeout    time.Duration `envconfig:"HTTP_READ_TIMEOUT" default:"30s" desc:"How long a client may take for a request, and one second more for each KiB of it."`
-	Streams        int           `envconfig:"HTTP_STREAMS" default:"1" desc:"Messages over 1 MiB that come by HTTP and are written to Postgres at a time. Each needs a connection of its own."`
+	Listen         string         `envconfig:"HTTP_LISTEN" default:"127.0.0.1:8025" desc:"Address on which messages are taken by HTTP (POST /v1/messages, docs/openapi.json). Empty: nowhere. For networks that are trusted, and for proxies that speak TLS."`
+	ListenTLS      string         `envconfig:"HTTPS_LISTEN" desc:"The same with TLS, with the certificates of POSTRIDER_TLS_CERT_FILES."`
+	ProxyNetworks  []netip.Prefix `envconfig:"HTTP_PROXY_NETWORKS" desc:"Load balancers whose HTTP connections begin with a PROXY header, version 1 or 2, and are those of the clients it names."`
+	MaxBodyBytes   int64          `envconfig:"HTTP_MAX_BODY_BYTES" default:"8388608" desc:"Largest JSON request, in bytes. It is held in memory; larger messages come as message/rfc822, up to POSTRIDER_MAX_MESSAGE_BYTES."`
+	MemoryBytes    int64          `envconfig:"HTTP_MEMORY_BYTES" default:"67108864" desc:"Memory for all requests of a process at a time, in bytes; more gets 429. JSON counts four times its size, a message/rfc822 at most 1.25 MiB."`
+	MaxConnections int            `envconfig:"HTTP_MAX_CONNECTIONS" default:"1000" desc:"HTTP connections at a time; more wait."`
+	ReadTimeout    time.Duration  `envconfig:"HTTP_READ_TIMEOUT" default:"30s" desc:"How long a client may take for a request, and one second more for each KiB of it."`
+	Streams        int            `envconfig:"HTTP_STREAMS" default:"1" desc:"Messages over 1 MiB that come by HTTP and are written to Postgres at a time. Each needs a connection of its own."`
 
 	// What ingress has for all its clients.
 	Hostname        string                          `ignored:"true"`
@@ -30,9 +33,12 @@ type Config struct {
 // Validate reports every setting that cannot work.
 func (c *Config) Validate() error {
 	var errs []error
-	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-			errs = append(errs, fmt.Errorf("POSTRIDER_HTTP_LISTEN: %w", err))
+	for _, v := range []struct{ name, address string }{{"HTTP_LISTEN", c.Listen}, {"HTTPS_LISTEN", c.ListenTLS}} {
+		if v.address == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(v.address); err != nil {
+			errs = append(errs, fmt.Errorf("POSTRIDER_%s: %w", v.name, err))
 		}
 	}
 	for _, v := range []struct {

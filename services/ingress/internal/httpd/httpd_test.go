@@ -122,7 +122,7 @@ func start(t *testing.T, change func(*Config)) *world {
 	committing, end := context.WithCancel(context.WithoutCancel(ctx))
 	running.Go(func() error { return committer.Run(committing) })
 	running.Go(func() error { return keeper.Run(committing) })
-	running.Go(func() error { defer end(); return w.server.Serve(ctx, listener) })
+	running.Go(func() error { defer end(); return w.server.Serve(ctx, []net.Listener{listener}) })
 	t.Cleanup(func() {
 		stop()
 		if err := running.Wait(); err != nil {

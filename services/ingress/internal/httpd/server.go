@@ -19,6 +19,7 @@ import (
 
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/proxy"
 )
 
 const (
@@ -68,7 +69,7 @@ func New(cfg Config, committer *commit.Committer, k keeper) (*Server, error) {
 // Serve answers requests until ctx is done, finishes those under way within
 // the drain timeout, and returns nil; or it returns why no connection can be
 // taken any more.
-func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+func (s *Server) Serve(ctx context.Context, listeners []net.Listener) error {
 	server := &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: headerTimeout,
@@ -77,21 +78,19 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
 	var g errgroup.Group
-	ended := make(chan struct{})
+	accepting, running := errgroup.WithContext(ctx)
+	for _, listener := range listeners {
+		accepting.Go(func() error {
+			err := server.Serve(listener)
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			return fmt.Errorf("http: %w", err)
+		})
+	}
+	g.Go(accepting.Wait)
 	g.Go(func() error {
-		defer close(ended)
-		err := server.Serve(netutil.LimitListener(listener, s.cfg.MaxConnections))
-		if errors.Is(err, http.ErrServerClosed) {
-			return nil
-		}
-		return fmt.Errorf("http: %w", err)
-	})
-	g.Go(func() error {
-		select {
-		case <-ended:
-			return nil
-		case <-ctx.Done():
-		}
+		<-running.Done()
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 		defer cancel()
 		if err := server.Shutdown(drain); err != nil {
@@ -101,6 +100,12 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// Limit bounds the connections of a listener, and finds out who comes through
+// a load balancer.
+func (c *Config) Limit(listener net.Listener) net.Listener {
+	return proxy.Listen(netutil.LimitListener(listener, c.MaxConnections), c.ProxyNetworks)
 }
 
 func (s *Server) routes() http.Handler {

@@ -1,18 +1,20 @@
 package smtpd
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/access"
 )
 
 // What XCLIENT and XFORWARD may say: Postfix's XCLIENT_README and
 // XFORWARD_README.
 const (
-	xclientAttributes  = "NAME ADDR PORT PROTO HELO DESTADDR DESTPORT"
+	xclientAttributes  = "NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT"
 	xforwardAttributes = "NAME ADDR PORT PROTO HELO IDENT SOURCE"
 )
 
@@ -62,6 +64,7 @@ func (s *session) doXClient(arguments string) {
 	client := s.client
 	client.Hello, client.Protocol = "", ""
 	var esmtp bool
+	var login string
 	for _, a := range attributes {
 		if a.absent() {
 			if a.name == "ADDR" { // nobody, as far as we can know
@@ -80,6 +83,8 @@ func (s *session) doXClient(arguments string) {
 		case "PROTO":
 			esmtp = strings.EqualFold(a.value, "ESMTP")
 			valid = esmtp || strings.EqualFold(a.value, "SMTP")
+		case "LOGIN":
+			login = a.value
 		case "HELO":
 			client.Hello, valid = a.value, smtp.ParseHello(a.value)
 		}
@@ -96,7 +101,30 @@ func (s *session) doXClient(arguments string) {
 		s.end(refusal)
 		return
 	}
-	s.greet()
+	if login == "" || s.vouched(login) {
+		s.greet()
+	}
+}
+
+// vouched makes the client who the peer has authenticated it to be. Without
+// success the reply is given: the client is nobody then, for the peer is wrong.
+func (s *session) vouched(login string) bool {
+	if s.server.access == nil {
+		s.refuse("XCLIENT", replyCredentials)
+		return false
+	}
+	s.id = access.Identity{}
+	id, err := s.server.access.Vouched(s.server.ctx, s.client.Address, login)
+	switch {
+	case err == nil:
+		s.id, s.authed = id, true
+	case errors.Is(err, access.ErrRefused):
+		s.refuse("XCLIENT", replyCredentials)
+	default:
+		slog.Warn("client not looked up", "client", s.client.Address, "error", err)
+		s.refuse("XCLIENT", replyAuthLater)
+	}
+	return err == nil
 }
 
 // doXForward notes for whom a relay in front of us works.
