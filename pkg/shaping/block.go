@@ -65,14 +65,23 @@ type provider struct {
 type matcher struct{ mxSuffix, hostName, domainSuffix string }
 
 // matches reports whether the provider serves the domain: by its name, or
-// because every one of its hosts is the provider's. A domain that also has a
-// host elsewhere is not the provider's, as with KumoMTA.
+// by its hosts.
 func (p *provider) matches(domain mail.Domain, hosts []mail.Host) bool {
+	return p.matchesDomain(domain) || p.serves(hosts)
+}
+
+func (p *provider) matchesDomain(domain mail.Domain) bool {
 	for i := range p.match {
 		if suffix := p.match[i].domainSuffix; suffix != "" && strings.HasSuffix(string(domain), suffix) {
 			return true
 		}
 	}
+	return false
+}
+
+// serves reports whether every one of the hosts is the provider's. A domain
+// that also has a host elsewhere is not, as with KumoMTA.
+func (p *provider) serves(hosts []mail.Host) bool {
 	for i := range hosts {
 		if !p.has(hosts[i].Name) {
 			return false

@@ -59,12 +59,35 @@ func ParseRate(text string) (Rate, error) {
 // IsUnlimited reports whether the rate sets no bound.
 func (r Rate) IsUnlimited() bool { return r.Events == 0 }
 
-// Slower returns the rate that allows fewer events over time.
-func (r Rate) Slower(other Rate) Rate {
-	if r.IsUnlimited() || !other.IsUnlimited() && other.perSecond() < r.perSecond() {
-		return other
+// AtOnce is how many events may follow each other at once after a pause.
+func (r Rate) AtOnce() int {
+	if r.Burst > 0 {
+		return min(r.Burst, r.Events)
 	}
-	return r
+	return max(1, r.Events/10)
+}
+
+// Slower returns the rate that allows fewer events over time, with as small a
+// burst as the other one needs to hold too: 3000/h must not send in one second
+// what 100/s forbids.
+func (r Rate) Slower(other Rate) Rate {
+	slow, fast := r, other
+	if r.IsUnlimited() || !other.IsUnlimited() && other.perSecond() < r.perSecond() {
+		slow, fast = other, r
+	}
+	if fast.IsUnlimited() {
+		return slow
+	}
+	// Whole periods of the slow rate that a period of the fast one touches.
+	periods := (fast.Period + slow.Period - 1) / slow.Period
+	if int64(periods)*int64(slow.Events) <= int64(fast.Events) {
+		return slow
+	}
+	even := int(fast.Period / max(slow.Period/time.Duration(slow.Events), 1))
+	if burst := max(fast.Events-even, 1); burst < slow.AtOnce() {
+		slow.Burst = burst
+	}
+	return slow
 }
 
 func (r Rate) perSecond() float64 { return float64(r.Events) / r.Period.Seconds() }

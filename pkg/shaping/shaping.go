@@ -129,6 +129,7 @@ type origin struct {
 	site      mail.Site
 	domain    mail.Domain
 	source    string
+	byDomain  bool // a provider holds by the name of the domain: its limits are not those of the site's other domains
 }
 
 // For returns the values for mail to a domain at a site from a source. They
@@ -160,8 +161,14 @@ func (s *Shaping) origin(q Query) (o origin, more []*provider) {
 	n := 0
 	named := ProviderOf(q.Site)
 	for _, p := range s.blocks.providers {
-		if p.id != named && !p.matches(q.Domain, q.Hosts) {
-			continue
+		if p.id != named {
+			switch {
+			case p.serves(q.Hosts):
+			case p.matchesDomain(q.Domain):
+				o.byDomain = true
+			default:
+				continue
+			}
 		}
 		if n < len(o.providers) {
 			o.providers[n] = p
@@ -196,7 +203,7 @@ func (s *Shaping) compute(o origin, providers []*provider) Values {
 		if b.provider != "" {
 			d.Provider = b.provider
 		}
-		d.Named = d.Named || b.own && b.limits()
+		d.Named = d.Named || (b.own || o.byDomain && b.provider != "") && b.limits()
 		d.Rules = append(d.Rules, b.rules...)
 	}
 	for _, p := range effective(layers) {

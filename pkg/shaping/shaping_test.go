@@ -417,3 +417,41 @@ connection_limit = 4
 		t.Errorf("a rollup has provider %q", id)
 	}
 }
+
+// Of two rates the slower one is kept with a burst that the other allows too:
+// as a window that begins with its burst and goes on evenly shows.
+func TestTheSlowerRateKeepsToBoth(t *testing.T) {
+	for _, c := range []struct{ a, b, want string }{
+		{"100/s", "3000/h", "3000/1h,max_burst=100"},
+		{"3000/h", "100/s", "3000/1h,max_burst=100"},
+		{"100/s", "10/s", "10/1s"},
+		{"10/s", "36000/d", "36000/1d,max_burst=10"},
+		{"60/min", "1/s", "60/1m,max_burst=1"},
+		{"100/s", "unlimited", "100/1s"},
+		{"100/s", "100/s", "100/1s"},
+	} {
+		a, errA := shaping.ParseRate(c.a)
+		b, errB := shaping.ParseRate(c.b)
+		if got := a.Slower(b); errA != nil || errB != nil || got.String() != c.want {
+			t.Errorf("%s and %s: %s, want %s", c.a, c.b, got, c.want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(name string) shaping.Rate {
+			periods := []time.Duration{time.Second, 10 * time.Second, time.Minute, time.Hour}
+			return shaping.Rate{Events: rapid.IntRange(1, 300).Draw(t, name), Period: rapid.SampledFrom(periods).Draw(t, name+" period"),
+				Burst: rapid.IntRange(0, 50).Draw(t, name+" burst")}
+		}
+		a, b := draw("a"), draw("b")
+		s := a.Slower(b)
+		for _, r := range []shaping.Rate{a, b} {
+			// The most that any window of the length of r can have: no more than
+			// the burst and the even rate, and no more than whole periods allow.
+			even := s.AtOnce() + int(r.Period/(s.Period/time.Duration(s.Events)))
+			whole := int((r.Period+s.Period-1)/s.Period) * s.Events
+			if most := min(even, whole); most > r.Events && s.AtOnce() > 1 {
+				t.Fatalf("%v of %v and %v lets %d begin within %v", s, a, b, most, r.Period)
+			}
+		}
+	})
+}

@@ -20,9 +20,9 @@ type Limits struct {
 	Ready                 int  // max_ready: requests of the site held in memory, 1 or more
 }
 
-// Shared is a limit that mail counts against besides Limits: all mail whose
-// values have one of the same name counts against it together, from whatever
-// source and for whatever site.
+// Shared is a limit that mail counts against besides Limits: all mail of a
+// site whose values have one of the same name counts against it together,
+// from whatever source.
 type Shared struct {
 	Name          string
 	Connections   int  // open at once; 0 sets no bound

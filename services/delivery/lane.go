@@ -53,7 +53,19 @@ type whole struct {
 	maxOpen     int
 }
 
-func (w *whole) setLimits(shaping.Limits) { w.maxOpen = math.MaxInt }
+// share sets the limits that the values of a site have by name, for all of its
+// sources.
+func (w *whole) share(limits []shaping.Shared) {
+	w.maxOpen = math.MaxInt
+	rate := shaping.Rate{}
+	for _, l := range limits {
+		if l.Connections > 0 {
+			w.maxOpen = min(w.maxOpen, l.Connections)
+		}
+		rate = rate.Slower(l.MessageRate)
+	}
+	w.messages.SetRate(rate)
+}
 
 func (w *whole) idle(now time.Time) bool { return w.messages.Idle(now) && w.connections.Idle(now) }
 
@@ -76,12 +88,6 @@ func (s *site) lane(from *source) *lane {
 	s.before.restore(l)
 	s.lanes = append(s.lanes, l)
 	return l
-}
-
-// heed takes over limits of a name.
-func (l *lane) heed(limits shaping.Limits, named bool) {
-	l.limits = stricter(l.limits, limits, named)
-	l.fit()
 }
 
 func (l *lane) apply() {

@@ -67,23 +67,16 @@ func (w *worker) reshape() {
 func (s *site) reshape() []aside {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := s.home.shaping.For(shaping.Query{Site: s.name})
-	s.limits, s.idleTimeout, s.longest = v.Limits, v.IdleTimeout, v.RetrySchedule.Next(0, evenly)
-	first := true
+	v := s.home.shaping.For(shaping.Query{Site: s.name, Hosts: s.hosts})
+	s.idleTimeout, s.longest = v.IdleTimeout, v.RetrySchedule.Next(0, evenly)
 	for domain, route := range s.named {
-		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts})
-		if !v.Named {
+		if !s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts}).Named {
 			delete(s.named, domain)
-			continue
 		}
-		s.limits = stricter(s.limits, v.Limits, !first)
-		first = false
 	}
-	s.whole.setLimits(s.limits)
+	s.relimit()
 	now := time.Now()
 	for _, l := range s.lanes {
-		l.limits = s.limitsFrom(l.source.Name)
-		l.fit()
 		l.refresh(now)
 	}
 	asides := s.strand(now)
@@ -91,16 +84,62 @@ func (s *site) reshape() []aside {
 	return asides
 }
 
-// limitsFrom returns the limits of a lane. Caller holds mu.
-func (s *site) limitsFrom(source string) shaping.Limits {
-	limits := s.home.shaping.For(shaping.Query{Site: s.name, Source: source}).Limits
-	first := true
+// valuesFrom returns the values of the site from a source, and those of the
+// domains with blocks of their own that it serves. Caller holds mu.
+func (s *site) valuesFrom(source string) []shaping.Values {
+	all := []shaping.Values{s.home.shaping.For(shaping.Query{Site: s.name, Hosts: s.hosts, Source: source})}
 	for domain, route := range s.named {
-		v := s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: source})
-		limits = stricter(limits, v.Limits, !first)
-		first = false
+		all = append(all, s.home.shaping.For(shaping.Query{Domain: domain, Site: s.name, Hosts: route.Hosts, Source: source}))
+	}
+	return all
+}
+
+// limitsFrom returns the limits of a lane, with those by name that only its
+// source has. Caller holds mu.
+func (s *site) limitsFrom(source string) shaping.Limits {
+	all := s.valuesFrom(source)
+	limits := limitsOf(all)
+	for _, v := range all {
+		for _, l := range v.Shared {
+			if s.sharesAll(l.Name) {
+				continue
+			}
+			if l.Connections > 0 {
+				limits.Connections = min(limits.Connections, l.Connections)
+			}
+			limits.MessageRate = limits.MessageRate.Slower(l.MessageRate)
+		}
 	}
 	return limits
+}
+
+// limitsOf returns the limits of a name before those for many, and the
+// stricter of two names.
+func limitsOf(all []shaping.Values) shaping.Limits {
+	limits := all[0].Limits
+	for i, v := range all[1:] {
+		limits = stricter(limits, v.Limits, i > 0)
+	}
+	return limits
+}
+
+// shareLimits has all lanes keep to the limits that hold for the site by name,
+// whatever the source. Caller holds mu.
+func (s *site) shareLimits(all []shaping.Values) {
+	s.shared = nil
+	for _, v := range all {
+		for _, l := range v.Shared {
+			// A provider's limits are of each source.
+			if shaping.ProviderOf(mail.Site(l.Name)) == "" {
+				s.shared = append(s.shared, l)
+			}
+		}
+	}
+	s.whole.share(s.shared)
+}
+
+func (s *site) sharesAll(name string) bool {
+	return slices.ContainsFunc(s.shared, func(l shaping.Shared) bool { return l.Name == name })
 }
 
 // fit applies the limits, and ends idle connections that are too many.

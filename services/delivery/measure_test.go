@@ -255,3 +255,34 @@ func TestAHostThatAsksForPatienceGetsIt(t *testing.T) {
 	r.drained(20 * time.Second)
 	r.until("the next home has the state too", 20*time.Second, func() bool { return strings.Contains(saved("mx.d0.test"), `"slow":{"share":0.5`) })
 }
+
+// TestProvidersLimitTheirSites: the limits of a provider hold at a site that
+// is named after its hosts, and limits by name hold whatever the source.
+func TestProvidersLimitTheirSites(t *testing.T) {
+	r := newRig(t)
+	hosts, domains := r.places(3)
+	r.start(r.config(`
+["default"]
+max_message_rate = "unlimited"
+[provider."zero"]
+match = [{MXSuffix=".d0.test"}]
+connection_limit = 2
+[provider."one"]
+match = [{MXSuffix=".d1.test"}]
+additional_connection_limits = {"all of it" = 1}
+`))
+	r.settled(1)
+	for _, d := range domains {
+		r.accept(40, message{domain: d})
+	}
+	r.conduct()
+	r.drained(40 * time.Second)
+	for i, most := range []int{2, 1, 10} {
+		if got := hosts[i].HighWater(); got > most {
+			t.Errorf("%s saw %d connections at once, at most %d", domains[i], got, most)
+		}
+	}
+	if hosts[2].HighWater() < 3 {
+		t.Errorf("%s, which has no limit of its own, saw only %d", domains[2], hosts[2].HighWater())
+	}
+}

@@ -121,5 +121,8 @@ func (s *site) toSave() bool {
 		slow = slow || l.slow.Share() < 1
 		longest = max(longest, l.limits.MessageRate.Period, l.limits.ConnectionRate.Period)
 	}
+	for _, l := range s.shared {
+		longest = max(longest, l.MessageRate.Period)
+	}
 	return s.changed && !s.stopped && (slow || longest > s.home.config.Lease)
 }

@@ -25,6 +25,7 @@ type site struct {
 
 	mu          sync.Mutex // guards all below, the lanes too
 	limits      shaping.Limits
+	hosts       []mail.Host                 // of the first route; nil before
 	named       map[mail.Domain]*mail.Route // domains whose own block, or the site's, sets limits; with a route of theirs
 	idleTimeout time.Duration               // of connections without work
 	longest     time.Duration               // between probes of the breaker
@@ -36,6 +37,7 @@ type site struct {
 	lanes    []*lane          // one for each source that has been used, or wanted
 	turns    map[string]*turn // by pool
 	whole    whole
+	shared   []shaping.Shared  // what whole keeps to
 	sessions map[*session]bool // of all lanes, those that still connect too
 	failures failures
 	breaker  breaker
@@ -65,16 +67,29 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 	s.idleTimeout = v.IdleTimeout
 	s.longest = v.RetrySchedule.Next(0, evenly)
 	domain := r.Recipients[0].Domain
-	if _, known := s.named[domain]; known || !v.Named {
+	_, known := s.named[domain]
+	if s.hosts != nil && (known || !v.Named) {
 		return
 	}
-	s.limits = stricter(s.limits, v.Limits, len(s.named) > 0)
-	s.whole.setLimits(s.limits)
-	for _, l := range s.lanes {
-		q := shaping.Query{Domain: domain, Site: s.name, Hosts: r.Route.Hosts, Source: l.source.Name}
-		l.heed(s.home.shaping.For(q).Limits, len(s.named) > 0)
+	if s.hosts == nil {
+		// Providers are told by the hosts, of which the name says nothing.
+		s.hosts = r.Route.Hosts
 	}
-	s.named[domain] = r.Route
+	if v.Named {
+		s.named[domain] = r.Route
+	}
+	s.relimit()
+}
+
+// relimit takes over what shaping says of the site. Caller holds mu.
+func (s *site) relimit() {
+	all := s.valuesFrom("")
+	s.limits = limitsOf(all)
+	s.shareLimits(all)
+	for _, l := range s.lanes {
+		l.limits = s.limitsFrom(l.source.Name)
+		l.fit()
+	}
 }
 
 // stricter returns the limits of a name over those known so far: the stricter

@@ -50,7 +50,7 @@ func (w *worker) newSite(name mail.Site, in *slot) *site {
 		limits: v.Limits, named: map[mail.Domain]*mail.Route{}, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
 		turns: map[string]*turn{}, sessions: map[*session]bool{}, failures: failures{},
 	}
-	s.whole.setLimits(s.limits)
+	s.relimit()
 	saved := in.saved[name]
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil

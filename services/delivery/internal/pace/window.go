@@ -41,14 +41,6 @@ func (w *Window) SetRate(r shaping.Rate) {
 	w.interval = r.Period / time.Duration(r.Events)
 }
 
-// burst is how many events may follow each other at once after a pause.
-func (w *Window) burst() int {
-	if w.rate.Burst > 0 {
-		return min(w.rate.Burst, w.rate.Events)
-	}
-	return max(1, w.rate.Events/10)
-}
-
 // Next returns when the next event may begin: not after now if at once. False
 // says that no time can be given, because as many as the rate allows are in
 // flight; ask again when one of them is over.
@@ -60,7 +52,7 @@ func (w *Window) Next(now time.Time) (time.Time, bool) {
 	if w.inFlight >= w.rate.Events {
 		return time.Time{}, false
 	}
-	at := w.even.Add(-time.Duration(w.burst()-1) * w.interval)
+	at := w.even.Add(-time.Duration(w.rate.AtOnce()-1) * w.interval)
 	if excess := w.inFlight + len(w.over) - w.rate.Events; excess >= 0 {
 		// Strictly after the period: a remote clock may not see the
 		// difference between a period and a nanosecond less.
@@ -130,7 +122,7 @@ func (w *Window) Assume(now time.Time, unseen time.Duration) {
 	if w.rate.IsUnlimited() {
 		return
 	}
-	n := w.burst() + int(unseen/max(w.interval, 1)) + 1
+	n := w.rate.AtOnce() + int(unseen/max(w.interval, 1)) + 1
 	w.count(now, max(0, min(n, w.rate.Events-len(w.over))))
 }
 
