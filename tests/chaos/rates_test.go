@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -75,7 +76,7 @@ func (s *limited) allowed() float64 {
 // all, relayed by 1, 2 and 4 workers, and by workers that are killed and added
 // at random. No host ever sees more than its limits; how near the sum of the
 // rates comes to them is logged. POSTRIDER_RATES_DURATION=10m is the full
-// form.
+// form; POSTRIDER_RATES_LEASE is the lease of the workers.
 func TestRatesOfManySites(t *testing.T) {
 	whole := 30 * time.Second
 	if text := os.Getenv("POSTRIDER_RATES_DURATION"); text != "" {
@@ -89,7 +90,9 @@ func TestRatesOfManySites(t *testing.T) {
 	for _, s := range sites {
 		shaping.WriteString(s.shaping())
 	}
-	w := world.Start(t, world.Options{Shaping: shaping.String(), Env: map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s"}})
+	w := world.Start(t, world.Options{Shaping: shaping.String(), Env: map[string]string{
+		"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s", "POSTRIDER_WORKER_LEASE": cmp.Or(os.Getenv("POSTRIDER_RATES_LEASE"), "5s"),
+	}})
 	for _, s := range sites {
 		script := smtptest.Script{Discard: true}
 		if s.delay > 0 {
@@ -106,13 +109,15 @@ func TestRatesOfManySites(t *testing.T) {
 			startWorker(t, workers[running])
 		}
 		// Slots on their way to a new home are not served for a moment.
-		measureRates(t, fmt.Sprintf("%d workers", n), sites, whole/6, func(time.Duration) {})
+		measureRates(t, fmt.Sprintf("%d workers", n), sites, whole/6, func() {})
 	}
-	kills := 0
-	measureRates(t, "workers killed and added", sites, whole/2, func(left time.Duration) {
-		kills += killAtRandom(t, workers, left)
+	var kills []time.Time
+	measureRates(t, "workers killed and added", sites, whole/2, func() {
+		if killAtRandom(t, workers) {
+			kills = append(kills, time.Now())
+		}
 	})
-	t.Logf("%d kills", kills)
+	logOutages(t, sites, kills)
 	for _, s := range sites {
 		s.judge(t)
 	}
@@ -161,9 +166,8 @@ func fillSites(t *testing.T, w *world.World, sites []*limited, long time.Duratio
 	}
 }
 
-// killAtRandom kills a worker or starts one that is dead, then waits a random
-// while: about 40 s in the full form, so that the dead are mostly replaced.
-func killAtRandom(t *testing.T, workers []*world.Service, left time.Duration) (kills int) {
+// killAtRandom kills a worker or starts one that is dead.
+func killAtRandom(t *testing.T, workers []*world.Service) (killed bool) {
 	t.Helper()
 	var dead, alive []*world.Service
 	for _, s := range workers {
@@ -177,10 +181,36 @@ func killAtRandom(t *testing.T, workers []*world.Service, left time.Duration) (k
 		startWorker(t, dead[rand.IntN(len(dead))])
 	} else {
 		alive[rand.IntN(len(alive))].Kill()
-		kills = 1
+		killed = true
 	}
-	wait(t, min(left, time.Duration(2+rand.IntN(4))*max(time.Second, left/40)))
-	return kills
+	return killed
+}
+
+// logOutages says how long the sites of a dead worker were not served: the
+// pauses that are more than two periods longer than the limits ask for.
+func logOutages(t *testing.T, sites []*limited, kills []time.Time) {
+	t.Helper()
+	for _, period := range []time.Duration{time.Second, 5 * time.Second} {
+		var pauses []time.Duration
+		for _, s := range sites {
+			if s.period != period {
+				continue
+			}
+			all := s.host.Transactions()
+			slices.SortFunc(all, func(a, b smtptest.Transaction) int { return a.MailAt.Compare(b.MailAt) })
+			for i := range len(all) - 1 {
+				pause := all[i+1].MailAt.Sub(all[i].MailAt)
+				if slices.ContainsFunc(kills, func(k time.Time) bool { return k.After(all[i].MailAt) && k.Before(all[i+1].MailAt) }) && pause > 2*period {
+					pauses = append(pauses, pause)
+				}
+			}
+		}
+		slices.Sort(pauses)
+		if n := len(pauses); n > 0 {
+			t.Logf("%d kills, sites with periods of %s: %d pauses, median %s, longest %s", len(kills), period, n,
+				pauses[n/2].Round(100*time.Millisecond), pauses[n-1].Round(100*time.Millisecond))
+		}
+	}
 }
 
 func wait(t *testing.T, d time.Duration) {
@@ -194,12 +224,13 @@ func wait(t *testing.T, d time.Duration) {
 
 // measureRates logs how near the sites come to their limits for so long, while
 // something happens again and again.
-func measureRates(t *testing.T, what string, sites []*limited, long time.Duration, during func(left time.Duration)) {
+func measureRates(t *testing.T, what string, sites []*limited, long time.Duration, during func()) {
 	t.Helper()
 	began := time.Now()
 	for time.Since(began) < long {
-		during(long - time.Since(began))
-		wait(t, min(100*time.Millisecond, max(0, long-time.Since(began))))
+		during()
+		// About 40 s in the full form, so that the dead are mostly replaced.
+		wait(t, min(long-time.Since(began), time.Duration(3+rand.IntN(4))*long/40))
 	}
 	ended := time.Now()
 	seen, allowed := 0.0, 0.0

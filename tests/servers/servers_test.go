@@ -60,6 +60,8 @@ type server struct {
 	w       *world.World
 	t       *testing.T
 	pass    func() // ends the delay of later@
+	plain   bool   // it has no TLS
+	brief   bool   // its reports do not repeat ENVID and ORCPT
 	reports *smtptest.Server
 }
 
@@ -207,8 +209,8 @@ func (s *server) inMailbox(subject string) string {
 func (s *server) prove() {
 	sent := content("intact " + s.domain)
 	id := s.send("you", "BODY=8BITMIME", sent)
-	if l := s.wait(id, "relayed"); !strings.HasPrefix(l.tls, "TLS1.") {
-		s.t.Errorf("relayed without TLS: %+v", l)
+	if l := s.wait(id, "relayed"); strings.HasPrefix(l.tls, "TLS1.") == s.plain {
+		s.t.Errorf("relayed with TLS %q, the server has none: %v", l.tls, s.plain)
 	}
 	if got := s.inMailbox("intact " + s.domain); !strings.HasSuffix(got, string(sent)) {
 		s.t.Errorf("the content changed:\n%q\n%q", got, sent)
@@ -264,7 +266,11 @@ func (s *server) proveDSN() {
 	s.reports.WaitMessages(s.t, had+1, deadline)
 	all := s.reports.Messages()
 	report := string(all[len(all)-1].Content)
-	for _, want := range []string{"original-envelope-id: envelope-1", "original@" + s.domain, "action: delivered"} {
+	wants := []string{"action: delivered", "original-envelope-id: envelope-1", "original@" + s.domain}
+	if s.brief {
+		wants = wants[:1]
+	}
+	for _, want := range wants {
 		if !strings.Contains(strings.ToLower(report), want) {
 			s.t.Errorf("the report of %s has no %q:\n%s", s.host, want, report)
 		}
