@@ -81,6 +81,7 @@ func newIsolation(t *testing.T) *isolation {
 max_message_rate = "unlimited"
 max_connection_rate = "unlimited"
 ["hole.test"]
+mx_rollup = false
 connect_timeout = "5s"
 `})
 	s := &isolation{World: w, t: t, hosts: map[string]*smtptest.Server{}, accepted: map[string]time.Time{}}

@@ -22,7 +22,7 @@ const (
 // connections and messages per second than the site allows, also while each
 // worker is killed and replaced. The judge is the remote host's own log.
 func TestLimits(t *testing.T) {
-	limits := fmt.Sprintf("connection_limit = %d\nmax_message_rate = \"%d/s\"\nmax_connection_rate = \"unlimited\"\n", siteConnections, siteRate)
+	limits := fmt.Sprintf("mx_rollup = false\nconnection_limit = %d\nmax_message_rate = \"%d/s\"\nmax_connection_rate = \"unlimited\"\n", siteConnections, siteRate)
 	w := world.Start(t, world.Options{
 		Copies:  2,
 		Env:     map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s"},

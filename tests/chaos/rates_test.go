@@ -52,7 +52,7 @@ func limitedSites() []*limited {
 }
 
 func (s *limited) shaping() string {
-	text := fmt.Sprintf("[%q]\nconnection_limit = %d\nmax_message_rate = \"%d/%ds\"\nmax_deliveries_per_connection = %d\nmax_recipients_per_batch = 1\nmax_ready = 50\n",
+	text := fmt.Sprintf("[%q]\nmx_rollup = false\nconnection_limit = %d\nmax_message_rate = \"%d/%ds\"\nmax_deliveries_per_connection = %d\nmax_recipients_per_batch = 1\nmax_ready = 50\n",
 		s.domain, s.connections, s.rate, int(s.period.Seconds()), s.perConn)
 	if s.connects == 0 {
 		return text + "max_connection_rate = \"unlimited\"\n"

@@ -35,12 +35,15 @@ var shared = &world.Shared{Options: world.Options{
 max_connection_rate = "unlimited"
 
 ["expiry.test"]
+mx_rollup = false
 max_age = "4 seconds"
 
 ["unresolved.test"]
+mx_rollup = false
 max_age = "4 seconds"
 
 ["late.test"]
+mx_rollup = false
 delay_notice_after = "2 seconds"
 `,
 }}

@@ -208,7 +208,7 @@ func (r *trial) settled(id string, want []hostile.Outcome, uncertain bool) {
 			case n >= len(want):
 				return fmt.Errorf("more than %d recipients", len(want))
 			case state == "relayed" && want[n].State == "relayed":
-			case got != want[n], unsure != uncertain, state == "queued" && !waits:
+			case got != want[n] && (got.State != want[n].State || status != r.Want.Or), unsure != uncertain, state == "queued" && !waits:
 				return fmt.Errorf("recipient %d: %s, uncertain %v, %d tries, claimed %v, parked %v, waits long %v, after %q; want %s, uncertain %v",
 					n+1, got, unsure, tries, claimed, parked, later, reply, want[n], uncertain)
 			}

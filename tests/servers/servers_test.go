@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	}
 	shared.Options.Roots = authority.PEM()
 	for _, name := range []string{"postfix", "exim"} {
-		shared.Options.Shaping += fmt.Sprintf("[%q]\nenable_tls = \"Required\"\n", name+".test")
+		shared.Options.Shaping += fmt.Sprintf("[%q]\nmx_rollup = false\nenable_tls = \"Required\"\n", name+".test")
 	}
 	world.Main(m, shared)
 }

@@ -50,9 +50,12 @@ var Services = []string{"ingress", "resolver", "delivery", "scheduler", "bounce"
 
 // Options say how the world is. The zero value is one copy of everything.
 type Options struct {
-	Copies  int               // of each service; 0 is 1
-	Durable bool              // Postgres flushes to disk
-	Shaping string            // text of the shaping file
+	Copies  int  // of each service; 0 is 1
+	Durable bool // Postgres flushes to disk
+	// Shaping is the text of the shaping file. Blocks of domains want
+	// mx_rollup = false: the resolver looks up the others as it starts, and
+	// remembers that they do not exist yet.
+	Shaping string
 	Roots   []byte            // certificates in PEM that the services trust; nil: those of the system
 	Env     map[string]string // for all services, over what the world sets
 	Parent  string            // directory that keeps logs and data; "" is a temporary one, removed by Close

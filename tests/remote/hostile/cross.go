@@ -140,7 +140,8 @@ func faults() []fault {
 		{"half", "closes inside its reply", smtptest.Then(raw("25"), drop), false, broken("4.4.2")},
 		{"half-lines", "closes between two lines of its reply", smtptest.Then(raw("550-one\r\n"), drop), false, broken("4.4.2")},
 		{"drop", "closes", drop, false, broken("4.4.2")},
-		{"rst", "closes with RST", smtptest.Reset(), false, broken("4.4.2")},
+		{"rst", "closes with RST", smtptest.Reset(), false,
+			[6]Want{reset(), before("4.4.2"), next("4.4.2"), next("4.4.2"), next("4.4.2"), unsure("4.4.2")}},
 		{"stall", "says nothing", smtptest.Stall(), true, broken("4.4.2")},
 	}
 }

@@ -45,6 +45,9 @@ type Scenario struct {
 // Want is what has to come of it.
 type Want struct {
 	Outcomes []Outcome // of each recipient, after one attempt
+	// Or is another status that each may have: a RST can be there before our
+	// system has said that the connection stands.
+	Or string
 	// Connections and Transactions (MAIL commands) are what the host sees of
 	// that attempt.
 	Connections, Transactions int
@@ -131,7 +134,7 @@ func Shaping() string {
 	b.WriteString("[\"default\"]\nmax_connection_rate = \"unlimited\"\nretry_schedule = \"1h\"\nidle_timeout = \"1s\"\n")
 	for _, s := range All() {
 		if s.Shaping != "" {
-			fmt.Fprintf(&b, "[%q]\n%s\n[%q]\n%s\n", s.Domain(), s.Shaping, s.Next(), s.Shaping)
+			fmt.Fprintf(&b, "[%q]\nmx_rollup = false\n%s\n[%q]\nmx_rollup = false\n%s\n", s.Domain(), s.Shaping, s.Next(), s.Shaping)
 		}
 	}
 	return b.String()
@@ -162,6 +165,13 @@ func before(status string) Want {
 func unsure(status string) Want {
 	w := waits(status)
 	w.Uncertain = true
+	return w
+}
+
+// reset is RST in place of a greeting.
+func reset() Want {
+	w := before("4.4.2")
+	w.Or = "4.4.1"
 	return w
 }
 

@@ -44,6 +44,9 @@ that of RFC 5321 §4.5.3.2.
 func then(w Want) string {
 	var words []string
 	for _, o := range w.Outcomes {
+		if w.Or != "" {
+			o.Status += " or " + w.Or
+		}
 		words = append(words, o.String())
 	}
 	text := strings.Join(words, "; ")
