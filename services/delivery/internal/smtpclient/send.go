@@ -302,9 +302,13 @@ func (x *sending) write() error {
 		return ErrOutOfStep // taken for the reply to the dot it would lose mail
 	}
 	w := smtp.NewDotWriter(x.w)
-	if x.t.Content != nil {
-		if _, err := w.Write(x.t.Content); err != nil {
-			return err
+	if content := x.t.Content; content != nil {
+		// The last of it waits in the buffer and leaves with the dot.
+		last := max(len(content)-writeBuffer/2, 0)
+		for _, part := range [][]byte{content[:last], content[last:]} {
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
 		}
 	} else if err := x.stream(w); err != nil {
 		return err
