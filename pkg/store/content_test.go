@@ -2,11 +2,40 @@ package store_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
 )
+
+// A statement or a COPY that Postgres refuses takes the whole settle with it,
+// and leaves the connection in order.
+func TestSettleIsOneTransaction(t *testing.T) {
+	f := setup(t)
+	w := f.worker(t)
+	sub := submission(2)
+	f.accept(t, sub)
+	good := settlement(f.claim(t, w, sub), relayed)
+	badState, badHistory := good, good
+	badState.Outcomes = slices.Clone(good.Outcomes)
+	badState.Outcomes[1].Action = "nonsense"
+	badHistory.Transaction.TLS = "a\x00b" // no text of Postgres has a NUL
+	for _, bad := range []mail.Settlement{badState, badHistory} {
+		if _, err := f.Settle(t.Context(), w, []mail.Settlement{bad}); err == nil {
+			t.Fatal("settled")
+		}
+	}
+	if lost := f.settle(t, w, good); lost != 0 {
+		t.Errorf("%d outcomes lost: a refused settle has left its mark", lost)
+	}
+	if a := f.balanced(t); a.Relayed != 2 {
+		t.Errorf("%+v", a)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM attempts"); n != 1 {
+		t.Errorf("%d lines of history, want 1", n)
+	}
+}
 
 // Contents of all sizes come back whole, also into memory that another one
 // had before.
