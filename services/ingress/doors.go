@@ -143,6 +143,7 @@ func settings(c *smtpd.Config) map[string]any {
 		"max-messages":                &c.MaxMessages,
 		"max-session-recipients":      &c.MaxSessionRcpts,
 		"max-line":                    &c.MaxLine,
+		"mend-lines":                  &c.MendLines,
 		"max-errors":                  &c.MaxErrors,
 		"max-connections":             &c.MaxConnections,
 		"max-connections-per-ip":      &c.MaxConnectionsPerIP,

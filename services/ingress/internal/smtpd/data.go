@@ -17,6 +17,7 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/ingress/internal/access"
+	"github.com/postrider/postrider/services/ingress/internal/mend"
 )
 
 // streamWait is how long a large message waits for its turn. The client is
@@ -220,10 +221,30 @@ func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			return s.accept(buf, in), nil
+		case errors.Is(err, errLongText) && s.cfg.MendLines:
+			return s.mend(buf, in), nil
 		default:
 			return in.verdict()
 		}
 	}
+}
+
+// mend has a message committed whose lines are too long to be relayed, if
+// they can be encoded.
+func (s *session) mend(buf *buffer, in *incoming) mail.Reply {
+	if !buf.reserveMore(int64(4 * len(buf.content()))) { // more than it can become
+		return replyMemory
+	}
+	mended, err := mend.Lines(buf.content())
+	switch {
+	case errors.Is(err, mend.ErrSigned):
+		return replyLongSigned
+	case err != nil || !buf.replace(mended):
+		return replyLongText
+	}
+	in.size = int64(len(mended))
+	slog.Info("long lines encoded", "client", s.client.Address, "size_bytes", in.size)
+	return s.accept(buf, in)
 }
 
 // accept has a message committed whose content is all in the buffer.

@@ -133,6 +133,19 @@ func (b *buffer) cut(spans []span) {
 	b.start += end
 }
 
+// replace puts other content into the buffer, or returns false when it is too
+// large for one.
+func (b *buffer) replace(content []byte) bool {
+	for len(content) > cap(b.bytes)-headroom {
+		if b.largest() || !b.grow() {
+			return false
+		}
+	}
+	b.start = headroom
+	b.bytes = append(b.bytes[:headroom], content...)
+	return true
+}
+
 // close gives memory and budget back. The content must not be used any more.
 func (b *buffer) close() {
 	bufferPools[b.step].Put(b.pooled)

@@ -87,6 +87,7 @@ var (
 	replyBrokenHeader = say(550, 6, 0, "malformed header section")
 	replyHeader       = say(552, 3, 4, "header section too large")
 	replyLongText     = say(550, 6, 0, "line too long; lines of a message have at most 998 octets")
+	replyLongSigned   = say(550, 6, 0, "line too long in signed content, which must not be changed; lines of a message have at most 998 octets")
 	replyRelay        = say(550, 7, 1, "relaying denied")
 	replyTooLarge     = say(552, 3, 4, "message too large")
 	replyBareNewline  = say(550, 6, 0, "bare CR or LF in the message; lines end with CR LF")

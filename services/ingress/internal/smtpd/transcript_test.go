@@ -351,6 +351,8 @@ func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 		return func(on *scene) { on.cfg.PlaintextAuth = true }
 	case "normalize-newlines":
 		return func(on *scene) { on.cfg.NormalizeNewlines = true }
+	case "mend-lines":
+		return func(on *scene) { on.cfg.MendLines = true }
 	case "need-tls":
 		return func(on *scene) { on.door.NeedTLS = true }
 	case "no-tls":
