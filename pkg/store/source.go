@@ -19,6 +19,7 @@ type Source struct {
 	Egress         string    // "socks5://[user:password@]host:port" or "haproxy://host:port"; "": the worker that has the address
 	WarmUp         string    // a schedule; "": none
 	WarmUpFrom     time.Time // its first day; zero: it has not begun
+	WarmUpPaused   int32     // days since then that do not count, because it was blocked
 	SuspendedUntil time.Time
 	SuspendReason  string
 }
@@ -64,12 +65,12 @@ type Sources struct {
 	Listeners []Listener    // of live workers
 }
 
-const sourceColumns = `s.source, s.ipv4, s.ipv6, s.hello, s.egress, s.warm_up, s.warm_up_from, s.suspended_until, s.suspend_reason`
+const sourceColumns = `s.source, s.ipv4, s.ipv6, s.hello, s.egress, s.warm_up, s.warm_up_from, s.warm_up_paused, s.suspended_until, s.suspend_reason`
 
 func scanSource(row pgx.CollectableRow) (src Source, err error) {
 	var four, six *netip.Prefix
 	var from, until *time.Time
-	err = row.Scan(&src.Name, &four, &six, &src.Hello, &src.Egress, &src.WarmUp, &from, &until, &src.SuspendReason)
+	err = row.Scan(&src.Name, &four, &six, &src.Hello, &src.Egress, &src.WarmUp, &from, &src.WarmUpPaused, &until, &src.SuspendReason)
 	if four != nil {
 		src.IPv4 = four.Addr()
 	}
@@ -127,6 +128,7 @@ func (s *Store) SetSource(ctx context.Context, src Source) error {
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (source) DO UPDATE SET ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, hello = excluded.hello, egress = excluded.egress,
     warm_up = excluded.warm_up, warm_up_from = excluded.warm_up_from,
+    warm_up_paused = CASE WHEN sources.warm_up_from IS NOT DISTINCT FROM excluded.warm_up_from THEN sources.warm_up_paused ELSE 0 END,
     suspended_until = excluded.suspended_until, suspend_reason = excluded.suspend_reason`
 	_, err := s.plain.Exec(ctx, q, src.Name, nullAddress(src.IPv4), nullAddress(src.IPv6), src.Hello, src.Egress, src.WarmUp,
 		nullTime(src.WarmUpFrom), nullTime(src.SuspendedUntil), src.SuspendReason)
@@ -205,11 +207,10 @@ func (s *Store) SetTenantPool(ctx context.Context, tenant, pool string) error {
 	return s.removed(ctx, "pool of tenant "+tenant, `UPDATE tenants SET pool = $2 WHERE tenant = $1`, tenant, pool)
 }
 
-// BlockSource says that a site does not want a source for a while.
+// BlockSource says that a site does not want a source for a while. The warm-up
+// of the source pauses meanwhile.
 func (s *Store) BlockSource(ctx context.Context, b SourceBlock) error {
-	const q = `INSERT INTO source_blocks (source, site, blocked_until, reason)
-SELECT source, $2, $3, $4 FROM sources WHERE source = $1
-ON CONFLICT (source, site) DO UPDATE SET blocked_at = now(), blocked_until = excluded.blocked_until, reason = excluded.reason`
+	const q = `SELECT block_source($1, $2, $3, $4)`
 	if _, err := s.plain.Exec(ctx, q, b.Source, b.Site, b.Until, validText(b.Reason, maxReplyBytes)); err != nil {
 		return fmt.Errorf("block source %s at %s: %w", b.Source, b.Site, err)
 	}

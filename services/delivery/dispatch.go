@@ -128,6 +128,7 @@ func (s *site) makePlace() {
 // begin counts a transaction on a lane as begun.
 func (s *site) begin(l *lane, j *job, now time.Time) {
 	l.messages.Begin(now)
+	l.warming.Begin(now)
 	s.whole.messages.Begin(now)
 	s.turn(j.flow.pool).took(l)
 }
@@ -227,6 +228,7 @@ func (s *site) mailOver(l *lane, seen bool) {
 	defer s.mu.Unlock()
 	l.lastOver = time.Now()
 	over(&l.messages, seen)
+	over(&l.warming, seen)
 	over(&s.whole.messages, seen)
 	s.dispatch()
 }

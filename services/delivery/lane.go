@@ -19,6 +19,8 @@ type lane struct {
 
 	messages    pace.Window
 	connections pace.Window
+	warming     pace.Window // what the warm-up of the source allows
+	warmedOn    int64       // the day that it holds for
 	concurrency pace.Concurrency
 	open        int        // sessions, those that still connect too
 	idle        []*session // greeted sessions without work, longest idle first
@@ -29,11 +31,13 @@ type lane struct {
 
 	slow adapt.Slowdown // below the limits, as the site has asked
 
-	heldUntil time.Time // not used before, and why
-	heldWhy   string
-	brokenAt  time.Time // when the source was last found not to work, and why; zero: it works
-	brokenWhy string
-	pause     time.Duration
+	heldUntil  time.Time // not used before, and why
+	heldWhy    string
+	brokenAt   time.Time // when the source was last found not to work, and why; zero: it works
+	brokenWhy  string
+	blockedAt  time.Time // by the site, as far as only this process knows
+	blockedWhy string
+	pause      time.Duration
 }
 
 const (
@@ -110,6 +114,12 @@ func (l *lane) refresh(now time.Time) {
 	if b, blocked := l.site.home.sources.Load().blocks[blockKey{l.source.Name, l.site.name}]; blocked {
 		hold(b.Until, "blocked by the site: "+b.Reason)
 	}
+	if !l.blockedAt.IsZero() {
+		hold(l.blockedAt.Add(hearWithin), "blocked by the site: "+l.blockedWhy)
+	}
+	if l.warm(now) {
+		hold(now.UTC().Truncate(day).Add(day), "its warm-up has not begun")
+	}
 	if m := l.suspension(); m != nil {
 		hold(m.Until, "suspended by "+m.By+": "+m.Reason)
 	}
@@ -151,7 +161,17 @@ func (l *lane) mayBegin(now time.Time) bool {
 	if l.source.reach == 0 {
 		return false
 	}
+	if l.isStale(now) {
+		l.refresh(now)
+	}
 	at, ok := l.messages.Next(now)
+	if !l.site.notBefore(now, at, ok) {
+		return false
+	}
+	if l.source.WarmUp == "" {
+		return true
+	}
+	at, ok = l.warming.Next(now)
 	return l.site.notBefore(now, at, ok)
 }
 
@@ -165,7 +185,7 @@ func (l *lane) dismiss(n int) {
 
 // quiet reports whether nothing is open or remembered.
 func (l *lane) quiet(now time.Time) bool {
-	return l.open == 0 && !now.Before(l.heldUntil) && l.messages.Idle(now) && l.connections.Idle(now) && l.slow.Share() == 1
+	return l.open == 0 && !now.Before(l.heldUntil) && l.messages.Idle(now) && l.connections.Idle(now) && l.warming.Idle(now) && l.slow.Share() == 1
 }
 
 // over says that an event has ended, and whether the remote host can have seen

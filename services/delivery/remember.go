@@ -23,6 +23,7 @@ type siteState struct {
 type counts struct {
 	Messages    []pace.Tally `json:"messages,omitempty"`
 	Connections []pace.Tally `json:"connections,omitempty"`
+	Warming     []pace.Tally `json:"warming,omitempty"`
 	Slow        *adapt.Saved `json:"slow,omitempty"`
 }
 
@@ -61,7 +62,11 @@ func (p *predecessor) of(l *lane) counts {
 }
 
 // restore has a lane count what its source did before.
-func (p *predecessor) restore(l *lane) { p.count(p.of(l), &l.messages, &l.connections) }
+func (p *predecessor) restore(l *lane) {
+	c := p.of(l)
+	p.count(c, &l.messages, &l.connections)
+	p.count(counts{Messages: c.Warming}, &l.warming, &pace.Window{})
+}
 
 // restoreSlow has a lane go as slowly as its source did before.
 func (p *predecessor) restoreSlow(l *lane) {
@@ -96,10 +101,10 @@ func (s *site) save(clean bool) store.SiteState {
 	state := siteState{SavedAt: now, Clean: clean, Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
 	for _, l := range s.lanes {
 		c := count(now, &l.messages, &l.connections)
-		c.Slow = l.slow.Save(now)
+		c.Slow, c.Warming = l.slow.Save(now), l.warming.Save(now)
 		if l.source.Name == "" {
 			state.counts = c
-		} else if len(c.Messages)+len(c.Connections) > 0 || c.Slow != nil {
+		} else if len(c.Messages)+len(c.Connections)+len(c.Warming) > 0 || c.Slow != nil {
 			state.Lanes[l.source.Name] = c
 		}
 	}
@@ -118,7 +123,7 @@ func (s *site) toSave() bool {
 	var longest time.Duration
 	slow := false
 	for _, l := range s.lanes {
-		slow = slow || l.slow.Share() < 1
+		slow = slow || l.slow.Share() < 1 || l.source.WarmUp != ""
 		longest = max(longest, l.limits.MessageRate.Period, l.limits.ConnectionRate.Period)
 	}
 	for _, l := range s.shared {

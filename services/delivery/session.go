@@ -222,6 +222,13 @@ func (a *attempt) connect(ctx context.Context) bool {
 		a.metrics.connected(ctx, string(answer.Phase))
 		a.target = t
 		a.heard(j.request.Recipients[0].Domain, answer)
+		if a.isBlocked(answer.Reply) {
+			// The host is well, and wants another source.
+			a.site.reached(t.addr)
+			a.settleAll(answer, delayed(answer, scopeSession, moveSettle))
+			a.blocked(answer.Reply)
+			return false
+		}
 		v := judge(circumstances{answer: answer, tls: level, last: i == len(targets)-1})
 		switch v.move {
 		case movePlaintext:
@@ -337,6 +344,7 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
 	var broken scope
+	var block mail.Reply
 	said := ""
 	for i, p := range j.request.Recipients {
 		c.answer = result.Answers[i]
@@ -346,6 +354,9 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 			a.heard(p.Domain, c.answer)
 		}
 		v := judge(c)
+		if a.isBlocked(c.answer.Reply) {
+			v, block = delayed(c.answer, scopeSession, moveSettle), c.answer.Reply
+		}
 		if v.move == moveNewSession && next.sessions >= maxSessions {
 			v.move = moveSettle
 		}
@@ -360,6 +371,9 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 		next.last = c.answer
 	}
 	a.settleOutcomes(outcomes)
+	if block.Code != 0 {
+		a.blocked(block)
+	}
 	if broken == "" {
 		a.lane.wentWell()
 	} else {

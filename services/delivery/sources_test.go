@@ -299,3 +299,72 @@ func TestSuspendedSourceIsNotUsed(t *testing.T) {
 		return bySource(mx)["127.0.0.11"] > 0
 	})
 }
+
+// A source that warms up sends what it may, across a change of its home too;
+// the rest goes by the others of the pool.
+func TestWarmUpOverflowsToTheOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("cold", "127.0.0.11", func(s *store.Source) { s.WarmUp, s.WarmUpFrom = "default", time.Now() })
+	r.source("warm", "127.0.0.12")
+	r.pool("default", "cold=100", "warm")
+	for round := range 2 {
+		r.accept(60, message{domain: "example.test"})
+		p := r.start(r.config(unlimited))
+		if round == 0 {
+			r.conduct()
+		}
+		r.settled(1)
+		r.drained(30 * time.Second)
+		p.stop()
+	}
+	// Day 1: 50 messages in 24 hours, of which one may go at once, one each half hour.
+	if n := bySource(mx); n["127.0.0.11"] < 1 || n["127.0.0.11"] > 3 || mx.Count() != 120 {
+		t.Errorf("arrived by source: %v, want 1 by the cold one, all others by the warm one", n)
+	}
+}
+
+// ZoneMTA and Postal: a retry that stays on the address that is blocked.
+func TestBlockedSourceIsTakenOutForItsSite(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	blocks := smtptest.Start(t, smtptest.Script{Discard: true, Rules: []smtptest.Rule{
+		{At: smtptest.Mail, Times: 1, Do: smtptest.Reply(550, "5.7.1 Client host [127.0.0.11] blocked using zen.spamhaus.org")},
+	}})
+	other := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", blocks.Addr())
+	r.route("other.test", "mx.other.test", other.Addr())
+	r.source("one", "127.0.0.11")
+	r.source("two", "127.0.0.12")
+	r.pool("default", "one")
+	id := r.accept(1, message{domain: "example.test"})[0]
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	r.until("the source is blocked", 10*time.Second, func() bool {
+		all, err := r.db.Sources(t.Context())
+		return err == nil && len(all.Blocks) == 1 && all.Blocks[0].Source == "one" && all.Blocks[0].Site == "mx.example.test"
+	})
+	waits := r.accept(1, message{domain: "example.test"})[0]
+	elsewhere := r.accept(1, message{domain: "other.test"})[0]
+	r.until("another site gets mail from it", 10*time.Second, func() bool { return r.show(elsewhere).Recipients[0].State == "relayed" })
+	r.until("mail for the site waits, and it is said why", 10*time.Second, func() bool {
+		a := r.show(waits).Attempts
+		return len(a) > 0 && strings.Contains(a[0].Reply, "one: blocked by the site: 550 5.7.1 Client host") && a[0].Untried
+	})
+	r.pool("default", "one", "two")
+	r.until("the other source takes over, and nothing has bounced", 20*time.Second, func() bool {
+		return r.show(id).Recipients[0].State == "relayed" && r.show(waits).Recipients[0].State == "relayed"
+	})
+	if n := bySource(blocks); n["127.0.0.12"] != 2 {
+		t.Errorf("arrived by source: %v, want both from the other one", n)
+	}
+	if err := r.db.UnblockSource(t.Context(), "one", "mx.example.test"); err != nil {
+		t.Fatal(err)
+	}
+	r.pool("default", "one")
+	last := r.accept(1, message{domain: "example.test"})[0]
+	r.until("an operator has it tried again", 20*time.Second, func() bool { return r.show(last).Recipients[0].State == "relayed" })
+}
