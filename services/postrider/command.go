@@ -51,7 +51,7 @@ The commands find the queue by POSTRIDER_POSTGRES_URL, or else the one of the
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	below := []*cobra.Command{devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(),
+	below := []*cobra.Command{devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(), sourceCommand(), poolCommand(),
 		tenantCommand(), credentialCommand(), domainCommand(), shapingCommand(), suspensionCommand(), migrateCommand(), versionCommand()}
 	return group(root, append(below, operateCommands()...)...)
 }

@@ -13,6 +13,7 @@ var documents = []string{
 	filepath.Join("..", "..", "README.md"),
 	filepath.Join("..", "..", "docs", "operations.md"),
 	filepath.Join("..", "..", "docs", "access.md"),
+	filepath.Join("..", "..", "docs", "sources.md"),
 	filepath.Join("..", "..", "docs", "shaping.md"),
 }
 

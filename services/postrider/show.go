@@ -63,6 +63,7 @@ type attemptLine struct {
 	Host          string     `json:"host,omitempty"`
 	Remote        string     `json:"remote,omitempty"`
 	Local         string     `json:"local,omitempty"`
+	Source        string     `json:"source,omitempty"`
 	TLS           string     `json:"tls,omitempty"`
 	Site          string     `json:"site,omitempty"`
 	Worker        int32      `json:"worker_id,omitempty"`
@@ -139,7 +140,7 @@ func lineOf(s store.Story) storyLine {
 		l := attemptLine{
 			StartedAt: moment(a.StartedAt), DurationMS: float64(a.Duration.Microseconds()) / 1000, Recipients: a.RecipientNos,
 			Attempt: a.Attempt, Action: string(a.Action), Phase: string(a.Phase), Status: a.Status, Reply: a.Reply, Host: a.Host,
-			TLS: a.TLS, Site: string(a.Site), Worker: int32(a.Worker), NextAttemptAt: moment(a.NextAttemptAt),
+			TLS: a.TLS, Site: string(a.Site), Source: a.Source, Worker: int32(a.Worker), NextAttemptAt: moment(a.NextAttemptAt),
 			Uncertain: a.Uncertain, Untried: a.Untried,
 		}
 		if a.Remote.IsValid() {
@@ -285,7 +286,11 @@ func (p *story) attempt(a attemptLine) {
 		if security == "" {
 			security = "no TLS"
 		}
-		p.line("             host %s [%s], %s, site %s, took %s", clean(a.Host), a.Remote, security, clean(a.Site),
+		from := ""
+		if a.Source != "" {
+			from = " from " + clean(a.Source)
+		}
+		p.line("             host %s [%s]%s, %s, site %s, took %s", clean(a.Host), a.Remote, from, security, clean(a.Site),
 			span(time.Duration(a.DurationMS*float64(time.Millisecond))))
 	}
 	if a.Uncertain {
