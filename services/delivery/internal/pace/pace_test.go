@@ -242,3 +242,17 @@ func TestConcurrency(t *testing.T) {
 		}
 	})
 }
+
+// TestFullWindowTakesNoMore: what a predecessor saved can fill the window, so
+// that nothing is left to assume of it.
+func TestFullWindowTakesNoMore(t *testing.T) {
+	rate := shaping.Rate{Events: 4, Period: 5 * time.Second}
+	var w pace.Window
+	w.SetRate(rate)
+	now := time.Now()
+	w.Restore(now, 0, []pace.Tally{{Age: time.Second, Events: 4}, {Age: 0, Events: 0}})
+	w.Assume(now, 10*time.Second)
+	if at, ok := w.Next(now); !ok || at.Sub(now) < 4*time.Second {
+		t.Errorf("the next event is due %v from now, %v; want when the saved ones are out of the window", at.Sub(now), ok)
+	}
+}

@@ -84,7 +84,7 @@ func (w *Window) Cancel() { w.inFlight-- }
 
 // count logs n events that were over at a time.
 func (w *Window) count(at time.Time, n int) {
-	if w.rate.IsUnlimited() {
+	if w.rate.IsUnlimited() || n < 1 {
 		return
 	}
 	w.forget(at)
