@@ -16,7 +16,7 @@ have() { command -v "$1" > /dev/null 2>&1; }
 missing() {
 	have initdb || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || echo postgresql
 	{ have smtp-source && have smtp-sink && have postfix; } || echo postfix
-	have swaks || echo swaks
+	{ have swaks && perl -MNet::SSLeay -e 1 2> /dev/null; } || echo swaks libnet-ssleay-perl
 	have msmtp || echo msmtp
 	have python3 || echo python3
 	have curl || echo curl
