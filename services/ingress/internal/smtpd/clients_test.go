@@ -64,7 +64,7 @@ var letters = map[string]string{
 	"plain":      letter,
 	"no end":     letter + "the last line",
 	"long lines": letter + strings.Repeat(strings.Repeat("x", 998)+"\r\n."+strings.Repeat("y", 996)+"\r\n", 20),
-	"5 MB":       letter + strings.Repeat("..Grüße aus einer langen Zeile, die sich wiederholt, ohne daß jemand sie liest.\r\n.\r\n", 60_000),
+	"5 MB":       letter + strings.Repeat("..Grüße aus einer langen Zeile, die sich wiederholt, ohne daß jemand sie liest.\r\n.\r\n", 60_000) + "the end\r\n",
 }
 
 // Real clients authenticate, and what they send arrives byte for byte.
