@@ -58,7 +58,7 @@ type fuzzed struct {
 	door  Door
 }
 
-func newFuzzed(f *testing.F, cfg Config, keeper *access.Keeper) *fuzzed {
+func newFuzzed(f *testing.F, cfg Config, keeper gatekeeper) *fuzzed {
 	f.Helper()
 	store := &fakeStore{}
 	committer := commit.New(store, silentBus{}, time.Minute)
