@@ -31,6 +31,8 @@
 //	shelve    mail of a site none of whose hosts answers      shelve.go
 //	session   one connection: dial, load, relay, next         session.go, load.go
 //	judge     what each answer means                          trouble.go
+//	heard     rules that replies set off, hosts that ask for  measure.go,
+//	          patience, what operators have suspended         internal/adapt
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
 // source.go knows the sources and pools and how each is reached
@@ -51,7 +53,7 @@
 // # Writes
 //
 // recipients (claims, dispatched, outcomes), attempts, reports, routes,
-// workers, slots, sites.
+// workers, slots, sites, measures.
 //
 // # Standards
 //
@@ -104,7 +106,8 @@
 // Postgres refused. Spans delivery.attempt, with an event for each exchange,
 // and settle. Metrics: postrider.outcomes (by action, phase, class of the
 // reply, provider), postrider.outcomes.lost, postrider.requests.parked,
-// postrider.connections (by outcome), postrider.transaction.duration,
+// postrider.connections (by outcome), postrider.adaptations (by
+// provider and action), postrider.transaction.duration,
 // postrider.delivery.lag.
 //
 // # Bugs
