@@ -117,6 +117,14 @@
 //
 // Broken TLS of a host is found anew by each connection.
 //
+// A process that is stopped (SIGSTOP) cannot close its connections, and
+// nothing here can: until it goes on, or the remote host drops them, that host
+// may see them beside those of the next home. Nothing is sent on them: the
+// lease is looked at before each transaction and before the final dot.
+//
+// A site has one home, however much mail it has. What its slow start had
+// reached and whether its breaker was open are found out anew by the next one.
+//
 // Where a pull fails so that nobody knows whether it was committed, the
 // worker ends its life to give back its claims; transactions in progress get
 // DELIVERY_DRAIN_TIMEOUT to end.

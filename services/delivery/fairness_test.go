@@ -15,8 +15,8 @@ import (
 )
 
 // campaignSize is how much waits in TestPasswordResetIsNotHeldUp: 50,000, or
-// what POSTRIDER_TEST_CAMPAIGN says. docs/sources.md has the figures of
-// 1,000,000.
+// what POSTRIDER_TEST_CAMPAIGN says. docs/operations.md has the
+// figures of 1,000,000.
 func campaignSize(t *testing.T) int {
 	text := os.Getenv("POSTRIDER_TEST_CAMPAIGN")
 	if text == "" {

@@ -58,7 +58,7 @@ func (w *worker) wake(ctx context.Context, before, now mail.Measures) {
 // reshape applies what shaping says now to every site.
 func (w *worker) reshape() {
 	for _, s := range w.sitesIn(nil) {
-		w.setAside(s, s.reshape())
+		w.setAside(s.reshape())
 	}
 }
 

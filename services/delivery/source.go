@@ -259,7 +259,7 @@ func (w *worker) readSources(ctx context.Context) error {
 	}
 	w.sources.Store(makeSources(r, w.id, before))
 	for _, s := range w.sitesIn(nil) {
-		w.setAside(s, s.resource())
+		w.setAside(s.resource())
 	}
 	return nil
 }
@@ -312,8 +312,8 @@ func (w *worker) add(s *site, jobs []*job, reserved ...places) {
 	}
 }
 
-// setAside lays jobs aside that wait for the sources of a site.
-func (w *worker) setAside(s *site, asides []aside) {
+// setAside lays jobs aside, each with why it waits.
+func (w *worker) setAside(asides []aside) {
 	for _, a := range asides {
 		w.aside.in <- a
 	}
