@@ -166,6 +166,11 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 		Credential:  r.GetCredential(),
 		LMTP:        r.GetLmtp(),
 		ImplicitTLS: r.GetImplicitTls(),
+
+		STS:      mail.STS(r.GetSts()),
+		STSFault: r.GetStsFault(),
+		SecureMX: r.GetSecureMx(),
+		Reports:  r.GetReports(),
 	}
 	for i, h := range r.GetHosts() {
 		preference, errPreference := narrow[uint16]("preference", int64(h.GetPreference()))
@@ -179,9 +184,27 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 				return nil, fmt.Errorf("host %q: address %d: %w", h.GetName(), j, err)
 			}
 		}
-		route.Hosts[i] = mail.Host{Name: h.GetName(), Preference: preference, Port: port, Addresses: addresses}
+		records, err := decodeTLSA(h.GetTlsa())
+		if err != nil {
+			return nil, fmt.Errorf("host %q: %w", h.GetName(), err)
+		}
+		route.Hosts[i] = mail.Host{
+			Name: h.GetName(), Preference: preference, Port: port, Addresses: addresses,
+			DANE: mail.DANE(h.GetDane()), TLSA: records, Names: h.GetNames(), OutsideSTS: h.GetOutsideSts(),
+		}
 	}
 	return route, nil
+}
+
+func decodeTLSA(in [][]byte) ([]mail.TLSA, error) {
+	var out []mail.TLSA
+	for _, b := range in {
+		if len(b) < 4 {
+			return nil, fmt.Errorf("TLSA record of %d octets", len(b))
+		}
+		out = append(out, mail.TLSA{Usage: b[0], Selector: b[1], Matching: b[2], Data: b[3:]})
+	}
+	return out, nil
 }
 
 // narrow converts to a smaller integer, or says that the value of the field

@@ -233,6 +233,10 @@ func encodeRoute(r *mail.Route) *pb.Route {
 		Credential:  r.Credential,
 		Lmtp:        r.LMTP,
 		ImplicitTls: r.ImplicitTLS,
+		Sts:         string(r.STS),
+		StsFault:    r.STSFault,
+		SecureMx:    r.SecureMX,
+		Reports:     r.Reports,
 	}
 	for i, h := range r.Hosts {
 		host := &pb.Host{
@@ -240,6 +244,12 @@ func encodeRoute(r *mail.Route) *pb.Route {
 			Preference: uint32(h.Preference),
 			Port:       uint32(h.Port),
 			Addresses:  make([][]byte, len(h.Addresses)),
+			Dane:       string(h.DANE),
+			Names:      h.Names,
+			OutsideSts: h.OutsideSTS,
+		}
+		for _, t := range h.TLSA {
+			host.Tlsa = append(host.Tlsa, append([]byte{t.Usage, t.Selector, t.Matching}, t.Data...))
 		}
 		for j, a := range h.Addresses {
 			host.Addresses[j], _ = a.MarshalBinary() // never fails

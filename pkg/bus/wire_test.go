@@ -91,6 +91,17 @@ func drawHost(t *rapid.T) mail.Host {
 		Preference: rapid.Uint16().Draw(t, "preference"),
 		Port:       rapid.Uint16().Draw(t, "port"),
 		Addresses:  rapid.SliceOfN(rapid.Custom(drawAddr), 0, 4).Draw(t, "addresses"),
+		DANE:       mail.DANE(drawText(t, "dane")),
+		TLSA:       append([]mail.TLSA(nil), rapid.SliceOfN(rapid.Custom(drawTLSA), 0, 3).Draw(t, "tlsa")...),
+		Names:      append([]string(nil), rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string { return drawText(t, "name") }), 0, 3).Draw(t, "names")...),
+		OutsideSTS: rapid.Bool().Draw(t, "outside"),
+	}
+}
+
+func drawTLSA(t *rapid.T) mail.TLSA {
+	return mail.TLSA{
+		Usage: rapid.Uint8().Draw(t, "usage"), Selector: rapid.Uint8().Draw(t, "selector"), Matching: rapid.Uint8().Draw(t, "matching"),
+		Data: rapid.SliceOfN(rapid.Byte(), 1, 64).Draw(t, "data"),
 	}
 }
 
@@ -107,6 +118,11 @@ func drawRoute(t *rapid.T) *mail.Route {
 		Credential:  drawText(t, "credential"),
 		LMTP:        rapid.Bool().Draw(t, "lmtp"),
 		ImplicitTLS: rapid.Bool().Draw(t, "implicit TLS"),
+
+		STS:      mail.STS(drawText(t, "sts")),
+		STSFault: drawText(t, "sts fault"),
+		SecureMX: rapid.Bool().Draw(t, "secure MX"),
+		Reports:  rapid.Bool().Draw(t, "reports"),
 	}
 }
 
@@ -216,7 +232,12 @@ func fullRoute() *mail.Route {
 	return &mail.Route{
 		Site: "mx.example.org", TLS: mail.TLSVerify, SmartHost: true, ExpiresAt: time.UnixMicro(1700000000000003).UTC(),
 		Rule: 12, Pool: "warm", Credential: "relay", LMTP: true, ImplicitTLS: true,
-		Hosts: []mail.Host{{Name: "mx1.example.org", Preference: 10, Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}},
+		STS: mail.STSEnforce, STSFault: "sts-policy-invalid", SecureMX: true, Reports: true,
+		Hosts: []mail.Host{{
+			Name: "mx1.example.org", Preference: 10, Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+			DANE: mail.DANEUsable, TLSA: []mail.TLSA{{Usage: 3, Selector: 1, Matching: 1, Data: []byte("digest")}},
+			Names: []string{"example.org"}, OutsideSTS: true,
+		}},
 	}
 }
 

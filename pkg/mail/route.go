@@ -22,23 +22,17 @@ func (s Site) Slot() int16 {
 	return int16(h.Sum32() % Slots)
 }
 
-// TLSLevel says what a route demands of TLS at the next hop.
-type TLSLevel string
-
-// The TLS levels, weakest first.
-const (
-	TLSNone    TLSLevel = "none"
-	TLSMay     TLSLevel = "may"     // STARTTLS when offered, any certificate, plaintext when it fails
-	TLSEncrypt TLSLevel = "encrypt" // STARTTLS, any certificate
-	TLSVerify  TLSLevel = "verify"  // STARTTLS, certificate verified for the host name
-)
-
 // Host is one mail exchanger of a route.
 type Host struct {
 	Name       string // A-label name without a final dot, or an address literal
 	Preference uint16
 	Port       uint16
 	Addresses  []netip.Addr // in the order to be tried
+
+	DANE       DANE     `json:",omitempty"`
+	TLSA       []TLSA   `json:",omitempty"` // for DANEUsable: the records that can be used
+	Names      []string `json:",omitempty"` // that a certificate found by way of DANE-TA may have: RFC 7672 §3.2.2
+	OutsideSTS bool     `json:",omitempty"` // no mx pattern of the MTA-STS policy matches it
 }
 
 // Route is the way to a next hop: RFC 5321 §5.1. Recipients with equal
@@ -55,6 +49,13 @@ type Route struct {
 	Credential  string // the name of what we authenticate by, which only delivery can look up; "": no AUTH
 	LMTP        bool   // the hosts speak LMTP: RFC 2033
 	ImplicitTLS bool   // TLS begins with the connection: RFC 8314 §3.3
+
+	// The TLS policy of the recipient domain. Domains with different ones never
+	// share a route, whatever hosts they share.
+	STS      STS    `json:",omitempty"`
+	STSFault string `json:",omitempty"` // why no MTA-STS policy could be had, in a word of RFC 8460 §4.3
+	SecureMX bool   `json:",omitempty"` // DNSSEC vouches for the MX records
+	Reports  bool   `json:",omitempty"` // the domain wants TLS reports: RFC 8460 §3
 }
 
 // DeliveryRequest is the unit that is handed to delivery: the recipients of

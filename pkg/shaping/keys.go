@@ -38,6 +38,8 @@ var keys = map[string]key{
 	"max_recipients_per_batch":      field(count, func(v *Values) *int { return &v.RecipientsPerTransaction }),
 	"idle_timeout":                  field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.IdleTimeout) }),
 	"enable_tls":                    field(tlsLevel, func(v *Values) *mail.TLSLevel { return &v.TLS }),
+	"enable_dane":                   field(boolean, func(v *Values) *bool { return &v.DANE }),
+	"enable_mta_sts":                field(boolean, func(v *Values) *bool { return &v.MTASTS }),
 	"retry_schedule":                field(schedule, func(v *Values) *retry.Schedule { return &v.RetrySchedule }),
 	"max_age":                       field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.MessageLifetime) }),
 	"delay_notice_after":            field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.DelayNoticeAfter) }),
@@ -159,6 +161,7 @@ var tlsLevels = map[string]mail.TLSLevel{
 	"Opportunistic": mail.TLSMay, "OpportunisticInsecure": mail.TLSMay, "may": mail.TLSMay,
 	"RequiredInsecure": mail.TLSEncrypt, "encrypt": mail.TLSEncrypt,
 	"Required": mail.TLSVerify, "verify": mail.TLSVerify,
+	"dane": mail.TLSDANE,
 }
 
 // count reads a whole number, or one as text: KumoMTA takes both.
@@ -227,11 +230,19 @@ func text(value any) (string, string, error) {
 	return text, "", nil
 }
 
+func boolean(value any) (bool, string, error) {
+	on, ok := value.(bool)
+	if !ok {
+		return false, "", fmt.Errorf("%v: want true or false", value)
+	}
+	return on, "", nil
+}
+
 func tlsLevel(value any) (mail.TLSLevel, string, error) {
 	text, _ := value.(string)
 	level, ok := tlsLevels[text]
 	if !ok {
-		return "", "", fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt or verify", value)
+		return "", "", fmt.Errorf("%v: want Disabled, Opportunistic, OpportunisticInsecure, RequiredInsecure, Required, none, may, encrypt, verify or dane", value)
 	}
 	note := ""
 	if text == "Opportunistic" {

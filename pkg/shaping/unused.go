@@ -21,7 +21,7 @@ var unused = map[string]string{
 
 	"tls_prefer_openssl": whyTLS, "openssl_cipher_list": whyTLS, "openssl_cipher_suites": whyTLS, "openssl_options": whyTLS,
 	"rustls_cipher_suites": whyTLS, "tls_certificate": whyTLS, "tls_private_key": whyTLS,
-	"enable_dane": "DANE holds wherever signed TLSA records are", "enable_mta_sts": "MTA-STS holds wherever a domain publishes it",
+
 	"remember_broken_tls": "broken TLS is remembered for 3 days", "opportunistic_tls_reconnect_on_failed_handshake": "always so",
 
 	"ehlo_domain": whySources, "ip_lookup_strategy": whySources,

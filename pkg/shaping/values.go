@@ -54,6 +54,8 @@ type Values struct {
 	IdleTimeout      time.Duration // idle_timeout: a connection without work is kept so long
 	Timeouts         Timeouts
 	TLS              mail.TLSLevel // enable_tls
+	DANE             bool          // enable_dane: TLSA records of the domain's hosts count
+	MTASTS           bool          // enable_mta_sts: so does the policy of the domain
 	RetrySchedule    retry.Schedule
 	MessageLifetime  time.Duration // max_age
 	DelayNoticeAfter time.Duration // delay_notice_after
@@ -74,6 +76,8 @@ func defaults() Values {
 		IdleTimeout:              15 * time.Second,
 		Timeouts:                 DefaultTimeouts,
 		TLS:                      mail.TLSMay,
+		DANE:                     true,
+		MTASTS:                   true,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
@@ -20,6 +21,11 @@ type Config struct {
 	RemotePort      uint16         `envconfig:"REMOTE_PORT" default:"25" desc:"Port of mail exchangers, and of smart hosts without a port of their own."`
 	AllowTargets    []netip.Prefix `envconfig:"ALLOW_TARGETS" desc:"Networks that are loopback, private or otherwise inside, and may be relayed to all the same; separated by commas."`
 	AddressLiterals bool           `envconfig:"ADDRESS_LITERALS" default:"false" desc:"Relay mail to address literals such as user@[192.0.2.1]."`
+	DNSTrustAD      bool           `envconfig:"DNS_TRUST_AD" default:"false" desc:"The DNS servers validate DNSSEC and nobody can change what they answer on its way, so that their word (the AD bit) counts: it turns DANE on. For servers on this machine, or behind a tunnel; being on loopback is not enough, it has to be said. It holds for all servers, so that nobody can get around the ones that are trusted by blocking them."`
+	OwnNames        []string       `envconfig:"OWN_NAMES" desc:"Names of this mail system beside POSTRIDER_HOSTNAME, separated by commas: MX records that lead back to one are loops."`
+	OwnAddresses    []netip.Prefix `envconfig:"OWN_ADDRESSES" desc:"Addresses or networks at which this mail system takes mail, such as that of a load balancer; separated by commas: mail exchangers there are loops. Empty: those of the resolver's machine."`
+	MTASTS          bool           `envconfig:"MTA_STS" default:"true" desc:"Obey the MTA-STS policies of recipient domains (RFC 8461), which are fetched by HTTPS."`
+	Roots           roots.Config
 	Shaping         shaping.Config
 }
 

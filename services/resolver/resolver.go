@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,9 +17,11 @@ import (
 	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/telemetry"
+	"github.com/postrider/postrider/services/resolver/internal/mtasts"
 	"github.com/postrider/postrider/services/resolver/internal/mx"
 )
 
@@ -33,6 +36,7 @@ const (
 	lostAtMost   = 500                    // rows at a time
 	readWithin   = 5 * time.Second        // one of these reads
 	drainWithin  = 5 * time.Second
+	fetchWithin  = 10 * time.Second // an MTA-STS policy: mail waits for it
 )
 
 // slotsTopic is the notice of delivery workers that slots have a new home.
@@ -46,14 +50,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 	if err != nil {
 		return err
 	}
-	finder, err := mx.New(mx.Config{
-		Servers:         cfg.DNSServers,
-		Hostname:        cfg.Hostname,
-		Port:            cfg.RemotePort,
-		Allow:           cfg.AllowTargets,
-		AddressLiterals: cfg.AddressLiterals,
-		Timeout:         cfg.DNSTimeout,
-	})
+	finder, policies, err := newFinder(cfg, db)
 	if err != nil {
 		return fmt.Errorf("resolver: %w", err)
 	}
@@ -67,7 +64,44 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 		work: work, group: g, room: semaphore.NewWeighted(followAtMost),
 	}
 	g.Go(func() error { return r.run(ctx) })
+	if policies != nil {
+		g.Go(func() error { return policies.Refresh(ctx) })
+	}
 	return g.Wait()
+}
+
+// newFinder puts together what finds hosts and what finds the policies of
+// domains; the latter is nil if nobody wants them.
+func newFinder(cfg Config, db *store.Store) (*mx.Resolver, *mtasts.Finder, error) {
+	look := mx.Config{
+		Servers:         cfg.DNSServers,
+		TrustAD:         cfg.DNSTrustAD,
+		OwnNames:        append([]string{cfg.Hostname}, cfg.OwnNames...),
+		OwnAddresses:    cfg.OwnAddresses,
+		Port:            cfg.RemotePort,
+		Allow:           cfg.AllowTargets,
+		AddressLiterals: cfg.AddressLiterals,
+		Timeout:         cfg.DNSTimeout,
+	}
+	if !cfg.MTASTS {
+		finder, err := mx.New(look)
+		return finder, nil, err
+	}
+	pool, err := roots.Load(cfg.Roots)
+	if err != nil {
+		return nil, nil, err
+	}
+	var finder *mx.Resolver
+	policies := mtasts.New(db, mtasts.FetchConfig{
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return finder.Dial(ctx, network, address)
+		},
+		Roots:   pool,
+		Timeout: fetchWithin,
+	})
+	look.STS = policies
+	finder, err = mx.New(look)
+	return finder, policies, err
 }
 
 type resolver struct {

@@ -71,7 +71,8 @@ func newWorld(t *testing.T) *world {
 	}
 	w.cfg = Config{
 		Hostname: "relay.postrider.test", DNSServers: []string{w.dns.Addr()}, DNSTimeout: time.Second, RemotePort: 2525,
-		Shaping: shaping.Config{RetrySchedule: schedule, MessageLifetime: retry.Duration(time.Hour), DelayNoticeAfter: retry.Duration(time.Hour)},
+		OwnAddresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.250/32")},
+		Shaping:      shaping.Config{RetrySchedule: schedule, MessageLifetime: retry.Duration(time.Hour), DelayNoticeAfter: retry.Duration(time.Hour)},
 	}
 	if err := w.cfg.Validate(); err != nil {
 		t.Fatal(err)

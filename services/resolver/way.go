@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -51,7 +52,7 @@ func (a aim) demands() demands {
 type way struct {
 	plan       *mx.Plan
 	site       mail.Site
-	tls        mail.TLSLevel
+	tls        mx.Demands
 	credential string
 	rule       int32
 	pool       string
@@ -62,7 +63,7 @@ type way struct {
 // it: policy stays per domain, whatever hosts domains share. So is the rule,
 // for what it demands belongs to its mail alone.
 func (w way) key() string {
-	return fmt.Sprintf("%s %d %s %s %s", w.tls, w.rule, w.pool, w.site, w.plan.Key)
+	return fmt.Sprintf("%v %d %s %s %s", w.tls, w.rule, w.pool, w.site, w.plan.Key)
 }
 
 // route draws a route for one batch.
@@ -108,7 +109,7 @@ func (r *resolver) wayOf(a aim, res mx.Result) way {
 		return way{trouble: res.Trouble}
 	}
 	d := a.demands()
-	w := way{plan: res.Plan, site: res.Plan.Site, tls: d.tls, credential: d.credential}
+	w := way{plan: res.Plan, site: res.Plan.Site, credential: d.credential}
 	if a.rule != nil {
 		w.rule, w.pool = a.rule.Version, a.rule.Pool
 	}
@@ -121,8 +122,7 @@ func (r *resolver) wayOf(a aim, res mx.Result) way {
 		// Providers count by account.
 		w.site = mail.Site(d.credential + "@" + string(w.site))
 	}
-	if w.tls == "" {
-		w.tls = r.shaping.For(shaping.Query{Domain: a.domain, Site: w.site, Hosts: w.plan.Hosts}).TLS
-	}
+	v := r.shaping.For(shaping.Query{Domain: a.domain, Site: w.site, Hosts: w.plan.Hosts})
+	w.tls = mx.Demands{TLS: cmp.Or(d.tls, v.TLS), IgnoreDANE: !v.DANE, IgnoreSTS: !v.MTASTS}
 	return w
 }

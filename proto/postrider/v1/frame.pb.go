@@ -600,7 +600,11 @@ type Host struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name" json:"name,omitempty"`
 	Preference    uint32                 `protobuf:"varint,2,opt,name=preference" json:"preference,omitempty"`
 	Port          uint32                 `protobuf:"varint,3,opt,name=port" json:"port,omitempty"`
-	Addresses     [][]byte               `protobuf:"bytes,4,rep,name=addresses" json:"addresses,omitempty"` // 4 or 16 octets, then the zone, if any
+	Addresses     [][]byte               `protobuf:"bytes,4,rep,name=addresses" json:"addresses,omitempty"`                      // 4 or 16 octets, then the zone, if any
+	Dane          string                 `protobuf:"bytes,5,opt,name=dane" json:"dane,omitempty"`                                // usable, unusable, unknown or empty
+	Tlsa          [][]byte               `protobuf:"bytes,6,rep,name=tlsa" json:"tlsa,omitempty"`                                // usage, selector, matching type, one octet each, and the data
+	Names         []string               `protobuf:"bytes,7,rep,name=names" json:"names,omitempty"`                              // that a certificate may have by DANE-TA
+	OutsideSts    bool                   `protobuf:"varint,8,opt,name=outside_sts,json=outsideSts" json:"outside_sts,omitempty"` // matched by no mx pattern of the MTA-STS policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,17 +667,49 @@ func (x *Host) GetAddresses() [][]byte {
 	return nil
 }
 
+func (x *Host) GetDane() string {
+	if x != nil {
+		return x.Dane
+	}
+	return ""
+}
+
+func (x *Host) GetTlsa() [][]byte {
+	if x != nil {
+		return x.Tlsa
+	}
+	return nil
+}
+
+func (x *Host) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Host) GetOutsideSts() bool {
+	if x != nil {
+		return x.OutsideSts
+	}
+	return false
+}
+
 // Route is the way to a next hop: RFC 5321 section 5.1.
 type Route struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site" json:"site,omitempty"`
 	Hosts         []*Host                `protobuf:"bytes,2,rep,name=hosts" json:"hosts,omitempty"` // best preference first
-	Tls           string                 `protobuf:"bytes,3,opt,name=tls" json:"tls,omitempty"`     // none, may, encrypt, verify
+	Tls           string                 `protobuf:"bytes,3,opt,name=tls" json:"tls,omitempty"`     // none, may, encrypt, verify, dane
 	SmartHost     bool                   `protobuf:"varint,4,opt,name=smart_host,json=smartHost" json:"smart_host,omitempty"`
 	ExpiresAtUs   int64                  `protobuf:"varint,5,opt,name=expires_at_us,json=expiresAtUs" json:"expires_at_us,omitempty"`
-	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`            // of the routing table; 0 is none
-	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`             // of source addresses
-	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"` // its name, never the secret
+	Sts           string                 `protobuf:"bytes,10,opt,name=sts" json:"sts,omitempty"`                            // mode of the MTA-STS policy: testing, enforce or empty
+	StsFault      string                 `protobuf:"bytes,11,opt,name=sts_fault,json=stsFault" json:"sts_fault,omitempty"`  // why no policy could be had: RFC 8460 section 4.3
+	SecureMx      bool                   `protobuf:"varint,12,opt,name=secure_mx,json=secureMx" json:"secure_mx,omitempty"` // DNSSEC vouches for the MX records
+	Reports       bool                   `protobuf:"varint,13,opt,name=reports" json:"reports,omitempty"`                   // the domain wants TLS reports
+	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`                         // of the routing table; 0 is none
+	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`                          // of source addresses
+	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"`              // its name, never the secret
 	Lmtp          bool                   `protobuf:"varint,18,opt,name=lmtp" json:"lmtp,omitempty"`
 	ImplicitTls   bool                   `protobuf:"varint,19,opt,name=implicit_tls,json=implicitTls" json:"implicit_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -743,6 +779,34 @@ func (x *Route) GetExpiresAtUs() int64 {
 		return x.ExpiresAtUs
 	}
 	return 0
+}
+
+func (x *Route) GetSts() string {
+	if x != nil {
+		return x.Sts
+	}
+	return ""
+}
+
+func (x *Route) GetStsFault() string {
+	if x != nil {
+		return x.StsFault
+	}
+	return ""
+}
+
+func (x *Route) GetSecureMx() bool {
+	if x != nil {
+		return x.SecureMx
+	}
+	return false
+}
+
+func (x *Route) GetReports() bool {
+	if x != nil {
+		return x.Reports
+	}
+	return false
 }
 
 func (x *Route) GetRule() int32 {
@@ -892,21 +956,31 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\amessage\x18\x01 \x01(\v2\x15.postrider.v1.MessageR\amessage\x127\n" +
 	"\n" +
 	"recipients\x18\x02 \x03(\v2\x17.postrider.v1.RecipientR\n" +
-	"recipients\"l\n" +
+	"recipients\"\xcb\x01\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
 	"preference\x18\x02 \x01(\rR\n" +
 	"preference\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1c\n" +
-	"\taddresses\x18\x04 \x03(\fR\taddresses\"\x99\x02\n" +
+	"\taddresses\x18\x04 \x03(\fR\taddresses\x12\x12\n" +
+	"\x04dane\x18\x05 \x01(\tR\x04dane\x12\x12\n" +
+	"\x04tlsa\x18\x06 \x03(\fR\x04tlsa\x12\x14\n" +
+	"\x05names\x18\a \x03(\tR\x05names\x12\x1f\n" +
+	"\voutside_sts\x18\b \x01(\bR\n" +
+	"outsideSts\"\xff\x02\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12(\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x12.postrider.v1.HostR\x05hosts\x12\x10\n" +
 	"\x03tls\x18\x03 \x01(\tR\x03tls\x12\x1d\n" +
 	"\n" +
 	"smart_host\x18\x04 \x01(\bR\tsmartHost\x12\"\n" +
-	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\x12\x12\n" +
+	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\x12\x10\n" +
+	"\x03sts\x18\n" +
+	" \x01(\tR\x03sts\x12\x1b\n" +
+	"\tsts_fault\x18\v \x01(\tR\bstsFault\x12\x1b\n" +
+	"\tsecure_mx\x18\f \x01(\bR\bsecureMx\x12\x18\n" +
+	"\areports\x18\r \x01(\bR\areports\x12\x12\n" +
 	"\x04rule\x18\x0f \x01(\x05R\x04rule\x12\x12\n" +
 	"\x04pool\x18\x10 \x01(\tR\x04pool\x12\x1e\n" +
 	"\n" +

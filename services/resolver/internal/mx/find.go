@@ -21,6 +21,7 @@ var (
 	routingLoop    = mail.EnhancedCode{Class: 5, Subject: 4, Detail: 6}
 	directoryDown  = mail.EnhancedCode{Class: 4, Subject: 4, Detail: 3} // DNS gave no definite answer
 	cannotRouteNow = mail.EnhancedCode{Class: 4, Subject: 4, Detail: 4}
+	ourTrouble     = mail.EnhancedCode{Class: 4, Subject: 3, Detail: 0}
 )
 
 func permanent(status mail.EnhancedCode, text string) Result {
@@ -41,6 +42,8 @@ func (r *Resolver) find(ctx context.Context, domain mail.Domain) (Result, time.T
 	if !ok {
 		return permanent(badDestination, fmt.Sprintf("%s is not a domain name", domain)), time.Now().Add(r.ttl.max)
 	}
+	policy := r.beginPolicy(ctx, name)
+	defer policy.asking.Wait()
 	a := r.ask(ctx, name, dns.TypeMX)
 	switch {
 	case a.verdict == unknown:
@@ -49,19 +52,20 @@ func (r *Resolver) find(ctx context.Context, domain mail.Domain) (Result, time.T
 		return permanent(badDestination, fmt.Sprintf("the domain %s does not exist", domain)), a.expires
 	case a.nullMX:
 		return permanent(nullMX, fmt.Sprintf("%s takes no mail: it has a null MX (556, RFC 7505)", domain)), a.expires
-	case a.verdict == noData:
-		// RFC 5321 §5.1: without MX the domain itself is the host, preference
-		// 0; behind an alias, "the resulting name is processed as if it were
-		// the initial name".
-		return r.findHosts(ctx, domain, a, []exchanger{{a.name, 0}})
 	default:
-		return r.findHosts(ctx, domain, a, a.mx)
+		return r.findHosts(ctx, domain, a, policy)
 	}
 }
 
 // findHosts turns the exchangers of a domain into a plan.
-func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, list []exchanger) (Result, time.Time) {
-	list = byPreference(list)
+func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, policy *policy) (Result, time.Time) {
+	list := byPreference(a.mx)
+	if a.verdict == noData {
+		// RFC 5321 §5.1: without MX the domain itself is the host, preference
+		// 0; behind an alias, "the resulting name is processed as if it were
+		// the initial name".
+		list = []exchanger{{a.name, 0}}
+	}
 	if len(list) == 0 {
 		return permanent(unableToRoute, fmt.Sprintf("no MX of %s names a host", domain)), a.expires
 	}
@@ -70,29 +74,47 @@ func (r *Resolver) findHosts(ctx context.Context, domain mail.Domain, a answer, 
 		names[i] = x.host
 	}
 	site := rollup(names)
+	found := r.lookupHosts(ctx, names)
 	// RFC 5321 §5.1: when we are an MX ourselves, only those with a better
 	// preference lead on; the rest would hand the mail back to us.
-	if i := slices.Index(names, r.self); i >= 0 {
-		list = slices.DeleteFunc(list, func(x exchanger) bool { return x.preference >= list[i].preference })
-		if names = names[:len(list)]; len(list) == 0 {
-			return permanent(routingLoop, fmt.Sprintf("mail for %s loops back to %s", domain, r.self)), a.expires
+	for i, x := range list {
+		if !r.self.is(x.host, found[i]) {
+			continue
 		}
+		better := slices.IndexFunc(list, func(o exchanger) bool { return o.preference >= x.preference }) // list is sorted
+		if list, found = list[:better], found[:better]; len(list) == 0 {
+			return permanent(routingLoop, fmt.Sprintf("mail for %s loops back to us: %s is this mail system", domain, x.host)), a.expires
+		}
+		break
 	}
-	found := r.lookupHosts(ctx, names)
 	var hosts []target
+	var usable []addresses
 	expires, valid := a.expires, a.expires
 	for i, x := range list {
 		expires = earlier(expires, found[i].expires)
 		if found[i].usable() {
 			valid = earlier(valid, found[i].valid)
 			hosts = append(hosts, target{name: x.host, preference: x.preference, port: r.cfg.Port, v4: found[i].v4, v6: found[i].v6})
+			usable = append(usable, found[i])
 		}
 	}
+	if a.secure {
+		r.lookupDANE(ctx, hosts, usable, []string{string(domain), a.name})
+		for _, h := range hosts {
+			expires, valid = earlier(expires, h.dane.expires), earlier(valid, h.dane.expires)
+		}
+	}
+	policy.asking.Wait()
+	if policy.trouble != "" && len(hosts) > 0 {
+		return transient(ourTrouble, policy.trouble), time.Now().Add(r.ttl.failure)
+	}
+	expires = earlier(expires, policy.expires)
 	// However old the answers are, the result lives long enough to be used.
 	least := time.Now().Add(min(r.ttl.min, r.ttl.failure))
 	expires, valid = later(expires, least), later(valid, least)
 	if len(hosts) > 0 {
-		return Result{Plan: newPlan(site, hosts, valid)}, expires
+		policy.secureMX = a.secure
+		return Result{Plan: newPlan(site, hosts, policy, valid)}, expires
 	}
 	return noHost(domain, found, a.verdict == noData), expires
 }
@@ -153,7 +175,7 @@ func (r *Resolver) literal(domain string, expires time.Time) Result {
 	if a.take(addr, r.cfg.Allow); !a.usable() {
 		return permanent(unableToRoute, fmt.Sprintf("%s is a loopback, private or reserved address", domain))
 	}
-	return Result{Plan: newPlan(mail.Site(domain), []target{{name: domain, port: r.cfg.Port, v4: a.v4, v6: a.v6}}, expires)}
+	return Result{Plan: newPlan(mail.Site(domain), []target{{name: domain, port: r.cfg.Port, v4: a.v4, v6: a.v6}}, &policy{}, expires)}
 }
 
 func later(a, b time.Time) time.Time {

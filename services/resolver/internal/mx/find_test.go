@@ -16,7 +16,10 @@ import (
 func resolverFor(t *testing.T, s *dnstest.Server, cfg Config) *Resolver {
 	t.Helper()
 	cfg.Servers = append(cfg.Servers, s.Addr())
-	cfg.Hostname = or(cfg.Hostname, "relay.postrider.test")
+	cfg.OwnNames = append(cfg.OwnNames, "relay.postrider.test")
+	if cfg.OwnAddresses == nil { // whatever the machine of the test has
+		cfg.OwnAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.250/32")}
+	}
 	cfg.Timeout = or(cfg.Timeout, 100*time.Millisecond)
 	r, err := New(cfg)
 	if err != nil {
@@ -226,7 +229,7 @@ func TestSmartHosts(t *testing.T) {
 		if got := text(res); got != c.want {
 			t.Errorf("%s: got %s, want %s (%+v)", c.rule, got, c.want, res.Trouble)
 		}
-		if res.Plan != nil && !res.Plan.Route(mail.TLSVerify).SmartHost {
+		if res.Plan != nil && !res.Plan.Route(Demands{TLS: mail.TLSVerify}).SmartHost {
 			t.Errorf("%s: the route does not say that it is a smart host's", c.rule)
 		}
 	}
@@ -240,7 +243,7 @@ func TestBalancedSmartHosts(t *testing.T) {
 	}
 	first := map[string]int{}
 	for range 2000 {
-		route := res.Plan.Route(mail.TLSVerify)
+		route := res.Plan.Route(Demands{TLS: mail.TLSVerify})
 		if len(route.Hosts) != 3 || route.Hosts[2].Name != "c.test" || !route.ImplicitTLS || route.LMTP {
 			t.Fatalf("route %+v", route)
 		}
@@ -263,7 +266,7 @@ func TestRouteSpreadsLoad(t *testing.T) {
 	plan := lookup(t, resolverFor(t, s, Config{}), "spread.test").Plan
 	first, firstAddr := map[string]int{}, map[string]int{}
 	for range 1000 {
-		route := plan.Route(mail.TLSMay)
+		route := plan.Route(Demands{TLS: mail.TLSMay})
 		if len(route.Hosts) != 3 || route.Hosts[2].Name != "c.test" {
 			t.Fatalf("hosts %+v: want c.test third", route.Hosts)
 		}

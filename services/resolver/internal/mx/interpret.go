@@ -1,11 +1,14 @@
 package mx
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/postrider/postrider/pkg/mail"
 )
 
 // verdict is what a definite reply says about a name and type.
@@ -26,7 +29,10 @@ type answer struct {
 	mx      []exchanger
 	nullMX  bool // exactly one MX record, and it is ".": RFC 7505 §3
 	addrs   []netip.Addr
-	why     string // for unknown
+	texts   []string    // of TXT records, the strings of each joined
+	tlsa    []mail.TLSA // of every kind
+	secure  bool        // DNSSEC vouches for all of it, aliases and absence too
+	why     string      // for unknown
 	expires time.Time
 }
 
@@ -42,6 +48,8 @@ const (
 	maxExchangers = 32
 	maxAddresses  = 8 // per host and family
 	maxAliases    = 8
+	maxTLSA       = 16
+	maxTexts      = 16
 )
 
 const tooManyAliases = "DNS has a chain of too many aliases"
@@ -63,7 +71,7 @@ func (b ttlBounds) clamp(seconds uint32) time.Duration {
 // records whose owner is the name or the end of the alias chain that starts
 // there; everything else in the reply is ignored.
 func interpret(name string, qtype uint16, reply *dns.Msg, ttl ttlBounds) (answer, time.Duration) {
-	a := answer{name: strings.ToLower(strings.TrimSuffix(name, "."))}
+	a := answer{name: strings.ToLower(strings.TrimSuffix(name, ".")), secure: reply.AuthenticatedData}
 	keep := ttl.max
 	for hops := 0; ; hops++ {
 		target, seconds, ok := aliasOf(a.name, reply.Answer)
@@ -138,6 +146,14 @@ func (a *answer) add(rr dns.RR) {
 	case *dns.AAAA:
 		if addr, ok := netip.AddrFromSlice(rr.AAAA.To16()); ok {
 			a.addAddress(addr)
+		}
+	case *dns.TXT:
+		if len(a.texts) < maxTexts {
+			a.texts = append(a.texts, strings.Join(rr.Txt, ""))
+		}
+	case *dns.TLSA:
+		if data, err := hex.DecodeString(rr.Certificate); err == nil && len(data) > 0 && len(a.tlsa) < maxTLSA {
+			a.tlsa = append(a.tlsa, mail.TLSA{Usage: rr.Usage, Selector: rr.Selector, Matching: rr.MatchingType, Data: data})
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package mx
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -37,6 +38,7 @@ type Plan struct {
 	Hosts []mail.Host
 
 	hosts     []target // as Hosts
+	policy    *policy
 	smartHost bool
 	speaks    mail.HostProtocol // of smart hosts
 }
@@ -48,9 +50,10 @@ type target struct {
 	port       uint16
 	weight     uint16 // of a smart host: its share among those of its preference; 0 is 1
 	v4, v6     []netip.Addr
+	dane       dane
 }
 
-func newPlan(site mail.Site, hosts []target, expires time.Time) *Plan {
+func newPlan(site mail.Site, hosts []target, policy *policy, expires time.Time) *Plan {
 	names := make([]mail.Host, len(hosts))
 	var key strings.Builder
 	key.WriteString(string(site))
@@ -62,19 +65,38 @@ func newPlan(site mail.Site, hosts []target, expires time.Time) *Plan {
 		key.WriteString(h.name)
 		key.WriteByte(':')
 		key.WriteString(strconv.Itoa(int(h.port)))
+		if h.dane.state != mail.DANENone {
+			fmt.Fprintf(&key, " %s %s %v", h.dane.state, h.dane.records, h.dane.names)
+		}
 	}
-	return &Plan{Site: site, Key: key.String(), Hosts: names, hosts: hosts, ExpiresAt: expires}
+	policy.appendKey(&key)
+	return &Plan{Site: site, Key: key.String(), Hosts: names, hosts: hosts, policy: policy, ExpiresAt: expires}
+}
+
+// Demands are what is known of TLS beside the policy that the domain
+// publishes.
+type Demands struct {
+	TLS        mail.TLSLevel
+	IgnoreDANE bool // operators do not want the domain's records to count
+	IgnoreSTS  bool
 }
 
 // Route draws a route: hosts by preference, in random order within one, so
 // that load spreads over them (RFC 5321 §5.1: "MUST randomize"), as their
 // weights say if they have some; addresses of a host rotated at random within a family, the families taking turns, IPv4
 // first.
-func (p *Plan) Route(tls mail.TLSLevel) *mail.Route {
-	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: tls, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt,
+func (p *Plan) Route(d Demands) *mail.Route {
+	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: d.TLS, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt,
 		LMTP: p.speaks == mail.SpeaksLMTP, ImplicitTLS: p.speaks == mail.SpeaksSMTPS}
 	for i, h := range p.hosts {
 		r.Hosts[i].Addresses = interleave(h.v4, h.v6)
+		if !d.IgnoreDANE {
+			r.Hosts[i].DANE, r.Hosts[i].TLSA, r.Hosts[i].Names = h.dane.state, h.dane.records, h.dane.names
+		}
+	}
+	r.SecureMX, r.Reports = p.policy.secureMX, p.policy.reports
+	if !d.IgnoreSTS {
+		p.policy.apply(r)
 	}
 	for from := 0; from < len(r.Hosts); {
 		to := from + 1

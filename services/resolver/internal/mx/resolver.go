@@ -17,7 +17,11 @@ import (
 // means its default.
 type Config struct {
 	Servers         []string       // "ip" or "ip:port"; none: /etc/resolv.conf
-	Hostname        string         // our own name; MX records that lead back to it are loops
+	OwnNames        []string       // of this mail system; MX records that lead back to one are loops
+	OwnAddresses    []netip.Prefix // the same for addresses; none: those of this machine
+	TrustAD         bool           // the servers validate DNSSEC, and nobody can forge what they say
+	STS             Policies       // finds MTA-STS policies; nil: nobody looks
+	Reports         bool           // find out which domains want TLS reports
 	Port            uint16         // of MX hosts; default 25
 	Allow           []netip.Prefix // inside networks that may be relayed to all the same
 	AddressLiterals bool           // relay to domains such as [192.0.2.1]
@@ -29,7 +33,7 @@ type Config struct {
 // Resolver finds plans. Its methods are safe for concurrent use.
 type Resolver struct {
 	cfg     Config
-	self    string
+	self    self
 	ttl     ttlBounds
 	client  *client
 	answers *memo[answer] // by type and name: hosts shared by many domains are asked for once
@@ -57,8 +61,8 @@ func New(cfg Config) (*Resolver, error) {
 		return nil, fmt.Errorf("cache of plans: %w", err)
 	}
 	r := &Resolver{
-		cfg: cfg, self: strings.ToLower(strings.TrimSuffix(cfg.Hostname, ".")),
-		ttl: usualTTL, client: client, answers: answers, plans: plans,
+		cfg: cfg, self: newSelf(cfg.OwnNames, cfg.OwnAddresses), ttl: usualTTL,
+		client: client, answers: answers, plans: plans,
 	}
 	r.alive, r.stop = context.WithCancel(context.Background())
 	return r, nil
@@ -114,13 +118,15 @@ func (r *Resolver) result(ctx context.Context, key string, find func(context.Con
 // chasing aliases that the server did not.
 func (r *Resolver) ask(ctx context.Context, name string, qtype uint16) answer {
 	a := r.askOnce(ctx, name, qtype)
-	expires := a.expires
+	expires, secure := a.expires, a.secure
 	for hops := 0; a.verdict == alias; hops++ {
 		if hops == maxAliases {
 			return answer{why: tooManyAliases, expires: time.Now().Add(r.ttl.failure)}
 		}
 		a = r.askOnce(ctx, a.name, qtype)
 		a.expires = earlier(expires, a.expires)
+		a.secure = secure && a.secure
+		expires, secure = a.expires, a.secure
 	}
 	return a
 }
@@ -149,7 +155,10 @@ func (r *Resolver) askOnce(ctx context.Context, name string, qtype uint16) answe
 type addresses struct {
 	v4, v6  []netip.Addr // that may be connected to
 	refused int          // that may not
+	own     bool         // one of them is ours
 	unknown string       // why a family could not be looked up; "" if both could
+	name    string       // behind all aliases
+	secure  bool         // DNSSEC vouches for every address, and for the aliases
 	expires time.Time    // when to look again
 	valid   time.Time    // until when the addresses hold
 }
@@ -174,6 +183,11 @@ func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses 
 	_ = g.Wait() // no function above fails
 	for i, pair := range families {
 		hosts[i].expires = earlier(pair[0].expires, pair[1].expires)
+		hosts[i].name = pair[0].name
+		if pair[0].verdict != found && pair[1].verdict == found {
+			hosts[i].name = pair[1].name
+		}
+		hosts[i].secure = pair[0].secure && pair[1].secure
 		hosts[i].valid = time.Now().Add(r.ttl.max)
 		for _, a := range pair {
 			if a.verdict == found {
@@ -183,6 +197,7 @@ func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses 
 				hosts[i].unknown = a.why
 			}
 			for _, addr := range a.addrs {
+				hosts[i].own = hosts[i].own || r.self.has(addr)
 				hosts[i].take(addr, r.cfg.Allow)
 			}
 		}

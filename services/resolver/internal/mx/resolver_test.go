@@ -76,7 +76,7 @@ func TestPlanExpiresWithItsShortestAnswer(t *testing.T) {
 	}})
 	r := resolverFor(t, s, Config{})
 	for domain, want := range map[mail.Domain]time.Duration{"a.test": 90 * time.Second, "b.test": time.Hour, "c.test": 30 * time.Second, "d.test": 10 * time.Minute} {
-		got := time.Until(lookup(t, r, domain).Plan.Route(mail.TLSMay).ExpiresAt)
+		got := time.Until(lookup(t, r, domain).Plan.Route(Demands{TLS: mail.TLSMay}).ExpiresAt)
 		if got > want || got < want-5*time.Second {
 			t.Errorf("%s: the route expires in %v, want %v", domain, got, want)
 		}

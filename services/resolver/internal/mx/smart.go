@@ -35,6 +35,7 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 	site := smartSite(hosts)
 	var wrong []string
 	usable := hosts[:0]
+	var found []addresses
 	for i, a := range r.lookupSmartHosts(ctx, names) {
 		expires = earlier(expires, a.expires)
 		switch {
@@ -42,6 +43,7 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 			hosts[i].v4, hosts[i].v6 = a.v4, a.v6
 			valid = earlier(valid, a.valid)
 			usable = append(usable, hosts[i])
+			found = append(found, a)
 		case a.unknown != "":
 			wrong = append(wrong, fmt.Sprintf("%s: %s", names[i], a.unknown))
 		case a.refused > 0:
@@ -51,7 +53,15 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 		}
 	}
 	if len(usable) > 0 {
-		plan := newPlan(site, usable, valid)
+		// RFC 7672 §2.2.3: a next hop that was configured is as trusted as a
+		// secure MX record.
+		r.lookupDANE(ctx, usable, found, nil)
+		for _, h := range usable {
+			expires, valid = earlier(expires, h.dane.expires), earlier(valid, h.dane.expires)
+		}
+		least := time.Now().Add(min(r.ttl.min, r.ttl.failure))
+		expires, valid = later(expires, least), later(valid, least)
+		plan := newPlan(site, usable, &policy{secureMX: true}, valid)
 		plan.smartHost, plan.speaks = true, speaks
 		plan.Key += " " + string(speaks)
 		return Result{Plan: plan}, expires

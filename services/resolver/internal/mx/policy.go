@@ -1,0 +1,95 @@
+package mx
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/resolver/internal/mtasts"
+)
+
+// Policies finds the MTA-STS policy that holds for a domain. id is that of
+// the domain's _mta-sts record, "" if it has none that counts: then a policy
+// from before holds until it ends (RFC 8461 §3.3). The error is our own
+// trouble, and says nothing of the domain.
+type Policies interface {
+	Policy(ctx context.Context, domain, id string) (mtasts.Finding, error)
+}
+
+// policy is what a domain publishes of TLS beside its MX records. Its fields
+// may be read when asking is over.
+type policy struct {
+	asking sync.WaitGroup
+
+	sts      mtasts.Finding
+	trouble  string // why the policy is not known; "" if it is
+	reports  bool
+	secureMX bool
+	expires  time.Time // when to look again
+}
+
+// beginPolicy asks for the policy of a domain while its hosts are looked up.
+func (r *Resolver) beginPolicy(ctx context.Context, name string) *policy {
+	p := &policy{expires: time.Now().Add(r.ttl.max)}
+	var sts, reports answer
+	if r.cfg.STS != nil {
+		p.asking.Go(func() {
+			sts = r.ask(ctx, "_mta-sts."+name, dns.TypeTXT)
+			id, _ := mtasts.ParseRecord(sts.texts)
+			var err error
+			if p.sts, err = r.cfg.STS.Policy(ctx, name, id); err != nil {
+				p.trouble = fmt.Sprintf("the TLS policy of %s is not known: %v", name, err)
+			}
+			p.expires = earlier(p.expires, p.sts.LookAgain)
+			p.expires = earlier(p.expires, sts.expires)
+		})
+	}
+	if r.cfg.Reports {
+		p.asking.Go(func() {
+			reports = r.ask(ctx, "_smtp._tls."+name, dns.TypeTXT)
+			for _, text := range reports.texts {
+				p.reports = p.reports || strings.HasPrefix(text, "v=TLSRPTv1;")
+			}
+		})
+	}
+	return p
+}
+
+// appendKey adds what keeps routes of domains apart.
+func (p *policy) appendKey(key *strings.Builder) {
+	fmt.Fprintf(key, " %t %t", p.secureMX, p.reports)
+	if m := p.sts.Policy.Mode; p.sts.Fault != "" || m == mtasts.ModeTesting || m == mtasts.ModeEnforce {
+		fmt.Fprintf(key, " %s %s %q", p.sts.Fault, p.sts.Policy.Mode, p.sts.Policy.MX)
+	}
+}
+
+// apply writes the MTA-STS policy into a route.
+func (p *policy) apply(r *mail.Route) {
+	r.STSFault = p.sts.Fault
+	switch p.sts.Policy.Mode {
+	case mtasts.ModeTesting:
+		r.STS = mail.STSTesting
+	case mtasts.ModeEnforce:
+		r.STS = mail.STSEnforce
+	default:
+		return
+	}
+	for i := range r.Hosts {
+		r.Hosts[i].OutsideSTS = !p.sts.Policy.Matches(r.Hosts[i].Name)
+	}
+}
+
+// Texts returns the TXT records of a name. The error says why DNS gave no
+// definite answer.
+func (r *Resolver) Texts(ctx context.Context, name string) ([]string, error) {
+	a := r.ask(ctx, name, dns.TypeTXT)
+	if a.verdict == unknown {
+		return nil, fmt.Errorf("looking up the TXT of %s: %s", name, a.why)
+	}
+	return a.texts, nil
+}
