@@ -1,6 +1,6 @@
 -- +goose Up
--- What is known of TLS at other mail systems: policies that they publish,
--- hosts whose TLS is broken, and the results that they are told of.
+-- What is known of TLS at other mail systems: policies that they publish, and
+-- hosts whose TLS is broken.
 
 ALTER TABLE postrider.routing DROP CONSTRAINT IF EXISTS routing_tls_check;
 ALTER TABLE postrider.routing ADD CONSTRAINT routing_tls_check CHECK (tls IN ('none', 'may', 'encrypt', 'verify', 'dane'));
@@ -48,44 +48,12 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
 $$;
 -- +goose StatementEnd
 
--- How TLS went, by day (UTC) and domain that wants reports: RFC 8460 §4.
-CREATE TABLE postrider.tls_results (
-    day           date    NOT NULL,
-    domain        text    NOT NULL, -- that gets the report
-    policy_type   text    NOT NULL CHECK (policy_type IN ('sts', 'tlsa', 'no-policy-found')),
-    policy_domain text    NOT NULL,
-    result        text    NOT NULL, -- '' is success
-    sending       text    NOT NULL, -- address
-    mx            text    NOT NULL, -- host
-    receiving     text    NOT NULL, -- address
-    reason        text    NOT NULL,
-    policy        text[]  NOT NULL, -- TLSA records; those of MTA-STS are in sts_policies
-    sessions      bigint  NOT NULL,
-    PRIMARY KEY (day, domain, policy_type, policy_domain, result, sending, mx, receiving, reason)
-);
-
--- One report for each day and domain.
-CREATE TABLE postrider.tls_reports (
-    day         date        NOT NULL,
-    domain      text        NOT NULL,
-    next_try_at timestamptz NOT NULL DEFAULT now(),
-    tries       integer     NOT NULL DEFAULT 0,
-    done        text[]      NOT NULL DEFAULT '{}', -- where it has been sent
-    finished_at timestamptz,
-    error       text        NOT NULL DEFAULT '',
-    PRIMARY KEY (day, domain)
-);
-CREATE INDEX tls_reports_next ON postrider.tls_reports (next_try_at) WHERE finished_at IS NULL;
-
 -- +goose StatementBegin
 DO $$
 BEGIN
-    GRANT SELECT, INSERT, UPDATE, DELETE ON postrider.sts_policies, postrider.tls_results, postrider.tls_reports TO postrider_resolver;
-    -- TLS reports are mail.
-    GRANT INSERT ON postrider.messages, postrider.contents, postrider.recipients TO postrider_resolver;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON postrider.sts_policies TO postrider_resolver;
     GRANT SELECT, INSERT, UPDATE, DELETE ON postrider.broken_tls TO postrider_delivery;
-    GRANT SELECT, INSERT, UPDATE ON postrider.tls_results TO postrider_delivery;
-    GRANT SELECT ON postrider.sts_policies, postrider.broken_tls, postrider.tls_results, postrider.tls_reports TO postrider_reader, postrider_operator;
+    GRANT SELECT ON postrider.sts_policies, postrider.broken_tls TO postrider_reader, postrider_operator;
     GRANT DELETE ON postrider.sts_policies, postrider.broken_tls TO postrider_operator;
 EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
     RAISE NOTICE 'postrider: roles were not created: %', SQLERRM;

@@ -168,9 +168,7 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 		ImplicitTLS: r.GetImplicitTls(),
 
 		STS:      mail.STS(r.GetSts()),
-		STSFault: r.GetStsFault(),
 		SecureMX: r.GetSecureMx(),
-		Reports:  r.GetReports(),
 	}
 	for i, h := range r.GetHosts() {
 		preference, errPreference := narrow[uint16]("preference", int64(h.GetPreference()))

@@ -234,9 +234,7 @@ func encodeRoute(r *mail.Route) *pb.Route {
 		Lmtp:        r.LMTP,
 		ImplicitTls: r.ImplicitTLS,
 		Sts:         string(r.STS),
-		StsFault:    r.STSFault,
 		SecureMx:    r.SecureMX,
-		Reports:     r.Reports,
 	}
 	for i, h := range r.Hosts {
 		host := &pb.Host{

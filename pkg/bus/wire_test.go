@@ -120,9 +120,7 @@ func drawRoute(t *rapid.T) *mail.Route {
 		ImplicitTLS: rapid.Bool().Draw(t, "implicit TLS"),
 
 		STS:      mail.STS(drawText(t, "sts")),
-		STSFault: drawText(t, "sts fault"),
 		SecureMX: rapid.Bool().Draw(t, "secure MX"),
-		Reports:  rapid.Bool().Draw(t, "reports"),
 	}
 }
 
@@ -232,7 +230,7 @@ func fullRoute() *mail.Route {
 	return &mail.Route{
 		Site: "mx.example.org", TLS: mail.TLSVerify, SmartHost: true, ExpiresAt: time.UnixMicro(1700000000000003).UTC(),
 		Rule: 12, Pool: "warm", Credential: "relay", LMTP: true, ImplicitTLS: true,
-		STS: mail.STSEnforce, STSFault: "sts-policy-invalid", SecureMX: true, Reports: true,
+		STS: mail.STSEnforce, SecureMX: true,
 		Hosts: []mail.Host{{
 			Name: "mx1.example.org", Preference: 10, Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 			DANE: mail.DANEUsable, TLSA: []mail.TLSA{{Usage: 3, Selector: 1, Matching: 1, Data: []byte("digest")}},

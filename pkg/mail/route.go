@@ -52,10 +52,8 @@ type Route struct {
 
 	// The TLS policy of the recipient domain. Domains with different ones never
 	// share a route, whatever hosts they share.
-	STS      STS    `json:",omitempty"`
-	STSFault string `json:",omitempty"` // why no MTA-STS policy could be had, in a word of RFC 8460 §4.3
-	SecureMX bool   `json:",omitempty"` // DNSSEC vouches for the MX records
-	Reports  bool   `json:",omitempty"` // the domain wants TLS reports: RFC 8460 §3
+	STS      STS  `json:",omitempty"`
+	SecureMX bool `json:",omitempty"` // DNSSEC vouches for the MX records
 }
 
 // DeliveryRequest is the unit that is handed to delivery: the recipients of

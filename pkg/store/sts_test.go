@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -42,5 +43,37 @@ func TestSTSPolicies(t *testing.T) {
 	}
 	if stale, err = f.StaleSTSPolicies(t.Context(), 10); err != nil || len(stale) != 0 {
 		t.Errorf("taken twice: %v, %v", stale, err)
+	}
+}
+
+func TestBrokenTLS(t *testing.T) {
+	f := setup(t)
+	at := netip.MustParseAddrPort("192.0.2.1:25")
+	other := netip.MustParseAddrPort("[2001:db8::1]:2525")
+	for _, b := range []store.BrokenTLS{
+		{Address: at, Host: "MX.a.test", Fault: "large hello", Evidence: "EOF"},
+		{Address: at, Host: "MX.a.test", Fault: "starttls", Evidence: "handshake failure"},
+		{Address: other, Host: "mx.b.test", Fault: "starttls", Evidence: "EOF"},
+	} {
+		if err := f.RememberBrokenTLS(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := f.BrokenTLS(t.Context())
+	if err != nil || len(all) != 2 || all[0].Address != other {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	if b := all[1]; b.Address != at || b.Host != "mx.a.test" || b.Fault != "starttls" || b.Evidence != "handshake failure" || b.Times != 2 || time.Until(b.Until) < 71*time.Hour {
+		t.Errorf("%+v", b)
+	}
+	if n, err := f.ForgetBrokenTLS(t.Context(), "mx.A.test"); err != nil || n != 1 {
+		t.Errorf("forgot %d, %v", n, err)
+	}
+	f.exec(t, `UPDATE postrider.broken_tls SET until = now()`)
+	if all, err := f.BrokenTLS(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("after 3 days: %+v, %v", all, err)
+	}
+	if n, err := f.ForgetBrokenTLS(t.Context(), ""); err != nil || n != 1 {
+		t.Errorf("forgot %d of all, %v", n, err)
 	}
 }

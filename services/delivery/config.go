@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/services/delivery/internal/egress"
 )
@@ -27,6 +28,7 @@ type Config struct {
 	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
 	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`
 	EgressPorts  []uint16      `envconfig:"EGRESS_PORTS" default:"25,465,587,24" desc:"Ports of remote hosts that other workers may reach through EGRESS_LISTEN."`
+	Roots        roots.Config
 	Shaping      shaping.Config
 
 	// HasAddress reports whether this machine has an address; nil: by trying.

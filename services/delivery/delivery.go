@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/telemetry"
@@ -66,6 +68,8 @@ type worker struct {
 	sessions    errgroup.Group // one per connection
 	helpers     errgroup.Group // drains of dead workers
 	connections *semaphore.Weighted
+	tls         *tls.Config // the base of every session's
+	broken      *brokenTLS
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	slotMap     *slotMap
@@ -88,6 +92,10 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	if _, err := shape.Look(ctx, db); err != nil && ctx.Err() == nil {
 		slog.Warn("shaping not read from Postgres yet", "error", err)
 	}
+	pool, err := roots.Load(config.Roots)
+	if err != nil {
+		return fmt.Errorf("delivery: %w", err)
+	}
 	m, err := newMetrics()
 	if err != nil {
 		return fmt.Errorf("delivery: %w", err)
@@ -98,6 +106,8 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
+			tls:         &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessionsKept)},
+			broken:      &brokenTLS{store: db},
 			sites:       map[mail.Site]*site{},
 		}
 		w.claims = newBatcher(claimBatch, 0, w.claim)
@@ -162,6 +172,7 @@ func (w *worker) live(ctx context.Context) error {
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
 	take(w.followShaping)
+	take(w.broken.run)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {

@@ -44,7 +44,7 @@ type session struct {
 
 	conn   *smtpclient.Session // nil before it is greeted
 	target target
-	level  mail.TLSLevel // that the routes served here demand
+	demand demand // on TLS, of the job that the connection was opened for
 
 	mu      sync.Mutex
 	dotSent bool // guarded by mu: to cut now may make a duplicate
@@ -133,9 +133,9 @@ func (ss *session) serve(j *job) bool {
 // the job's sources and goes to one of the hosts of its route, under the same
 // demands on TLS, and the job has not been here in vain.
 func (ss *session) serves(j *job) bool {
-	return ss.site.turn(j.flow.pool).may(ss.lane, j) && ss.level == j.request.Route.TLS && !slices.Contains(j.tried, ss.target.addr) &&
+	return ss.site.turn(j.flow.pool).may(ss.lane, j) && !slices.Contains(j.tried, ss.target.addr) &&
 		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
-			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port
+			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port && ss.demand.equals(demandOf(j.request, h))
 		})
 }
 
@@ -197,17 +197,31 @@ func (a *attempt) connect(ctx context.Context) bool {
 		return slices.Contains(j.tried, t.addr) || a.source.reach&familyOf(t.addr.Addr()) == 0
 	})
 	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
-	a.level = j.request.Route.TLS
-	level := a.level
+	var retry tlsRetry
 	timeouts := a.values(j.request).Timeouts
 	for i := 0; i < len(targets); {
 		t := targets[i]
-		if i > 0 || level != a.level {
+		a.demand = demandOf(j.request, t.host)
+		if a.demand.refused != nil {
+			answer := smtpclient.Answer{Phase: mail.PhaseStartTLS, Err: a.demand.refused}
+			v := judge(circumstances{answer: answer, tls: mail.TLSVerify, last: i == len(targets)-1})
+			a.target = t
+			if v.move == moveNextHost {
+				j.tried = append(j.tried, t.addr)
+				i++
+				continue
+			}
+			a.lane.neverBegan()
+			a.settleAll(answer, v)
+			return false
+		}
+		if i > 0 || retry.again() {
 			a.waitToConnect(ctx)
 		}
-		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, smtpclient.Options{
-			Hello: cmp.Or(a.source.Hello, a.config.Hostname), Dial: a.source.way(t.addr.Addr()).Dial, TLS: level, Timeouts: timeouts, Observe: a.saw,
-		})
+		o := a.tlsOptions(t.addr, retry)
+		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
+		o.Timeouts, o.Observe = timeouts, a.saw
+		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
 		if errors.Is(answer.Err, egress.ErrEgress) {
 			a.goElsewhere(answer)
 			return false
@@ -217,6 +231,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.conn, a.target = conn, t
 			a.site.reached(t.addr)
 			a.metrics.connected(ctx, "greeted")
+			a.rememberTLS(t, retry)
 			return true
 		}
 		a.metrics.connected(ctx, string(answer.Phase))
@@ -229,15 +244,18 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.blocked(answer.Reply)
 			return false
 		}
-		v := judge(circumstances{answer: answer, tls: level, last: i == len(targets)-1})
+		v := judge(circumstances{answer: answer, tls: o.TLS, small: o.SmallHello, last: i == len(targets)-1})
 		switch v.move {
+		case moveSmallHello:
+			retry.small, retry.evidence = true, answer.Err
+			continue
 		case movePlaintext:
-			level = mail.TLSNone
+			retry.plain, retry.evidence = true, answer.Err
 			continue
 		case moveNextHost:
 			a.lane.blame(t.addr)
 			j.tried = append(j.tried, t.addr)
-			level = a.level
+			retry = tlsRetry{}
 			i++
 			continue
 		}
@@ -258,7 +276,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 	if j.last.Phase == "" {
 		j.last = smtpclient.Answer{Phase: mail.PhaseConnect, Err: errNoAddress}
 	}
-	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: level, last: true}))
+	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: a.demand.level, small: true, last: true}))
 	return false
 }
 
@@ -340,7 +358,7 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	j := a.job
 	a.over = time.Now()
 	next := j.elsewhere(a.target.addr) // what an attempt that goes on has used up
-	c := circumstances{tls: a.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn()}
+	c := circumstances{tls: a.demand.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn()}
 	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
 	var broken scope

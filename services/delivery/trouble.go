@@ -37,6 +37,7 @@ const (
 	moveSettle      move = "settle"       // the action stands
 	moveSameSession move = "same session" // another transaction at once, for those left over
 	moveNewSession  move = "new session"  // connect again to the same address
+	moveSmallHello  move = "small hello"  // connect again to the same address with a smaller ClientHello
 	movePlaintext   move = "plaintext"    // connect again to the same address without TLS
 	moveNextHost    move = "next host"    // the next address of the route; a session that is still open is closed
 )
@@ -49,6 +50,7 @@ type circumstances struct {
 	reused   bool // the session had served a transaction before
 	accepted bool // another recipient of the transaction was accepted
 	last     bool // there is no other address to try in this attempt
+	small    bool // the ClientHello was the small one
 }
 
 // verdict is what is to be done. Action and Status stand if the move is
@@ -133,6 +135,18 @@ func (c circumstances) hostTrouble() verdict {
 
 // tlsTrouble: STARTTLS or its handshake failed.
 func (c circumstances) tlsTrouble() verdict {
+	err := c.answer.Err
+	if errors.Is(err, smtpclient.ErrHandshake) && !errors.Is(err, smtpclient.ErrUntrusted) && !c.small {
+		// A ClientHello of more than one packet is too much for some hosts. It
+		// is no less secure without, for as long as there is no quantum
+		// computer; in plaintext it is.
+		return delayed(c.answer, scopeSession, moveSmallHello)
+	}
+	if errors.Is(err, errNoRequireTLS) && c.last {
+		// RFC 8689 §4.2.1, §7: nobody whom the message may be given to.
+		status := mail.EnhancedCode{Class: 5, Subject: 7, Detail: 30}
+		return verdict{action: mail.Failed, status: status, scope: scopeTransaction, move: moveSettle}
+	}
 	opportunistic := c.tls == mail.TLSMay || c.tls == ""
 	if opportunistic && c.answer.Err != nil {
 		// RFC 7435 §4: encryption is a bonus here, so its failure must not
@@ -241,8 +255,10 @@ func errorStatus(a smtpclient.Answer) (subject, detail uint16) {
 		return 4, 4 // RFC 3463 §3.5: unable to route
 	case errors.Is(err, smtpclient.ErrNoTLS):
 		return 7, 4 // RFC 3463 §3.8: security features not supported
-	case errors.Is(err, smtpclient.ErrHandshake):
-		return 7, 5 // cryptographic failure
+	case errors.Is(err, smtpclient.ErrHandshake), errors.Is(err, errPolicy):
+		return 7, 5 // cryptographic failure; Postfix has the same for DANE
+	case errors.Is(err, errNoRequireTLS):
+		return 7, 30 // RFC 8689 §7: REQUIRETLS support required
 	case errors.Is(err, smtp.ErrReply), errors.Is(err, smtpclient.ErrOutOfStep):
 		return 5, 0 // RFC 3463 §3.6: undefined protocol status
 	case errors.Is(err, smtpclient.ErrContent), errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrClosed),

@@ -41,7 +41,7 @@ func met(phase mail.Phase, err error) smtpclient.Answer {
 
 func TestJudge(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
-	badCertificate := fmt.Errorf("%w: %w", smtpclient.ErrHandshake, x509.UnknownAuthorityError{})
+	badCertificate := fmt.Errorf("%w: %w: %w", smtpclient.ErrHandshake, smtpclient.ErrUntrusted, x509.UnknownAuthorityError{})
 	tests := []struct {
 		name   string
 		c      circumstances
@@ -66,10 +66,19 @@ func TestJudge(t *testing.T) {
 		{"450 EHLO", circumstances{answer: said(mail.PhaseHello, "450 4.7.1 not yet")}, mail.Delayed, "4.7.1", scopeHost, moveNextHost},
 
 		// TLS: RFC 7435 §4 under may, fail closed under all else.
-		{"handshake, may", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, last: true}, mail.Delayed, "4.7.5", scopeSession, movePlaintext},
+		{"handshake", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, last: true}, mail.Delayed, "4.7.5", scopeSession, moveSmallHello},
+		{"handshake, verify", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSession, moveSmallHello},
+		{"small handshake, may", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, small: true, last: true}, mail.Delayed, "4.7.5", scopeSession, movePlaintext},
+		{"small handshake, dane", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSDANE, small: true, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
+		{"not authenticated", circumstances{answer: met(mail.PhaseStartTLS, fmt.Errorf("%w: %w", smtpclient.ErrHandshake, smtpclient.ErrUntrusted)), tls: mail.TLSDANE}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
+		{"TLS stripped, dane", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrNoTLS), tls: mail.TLSDANE, last: true}, mail.Delayed, "4.7.4", scopeSite, moveSettle},
+		{"TLSA not known", circumstances{answer: met(mail.PhaseStartTLS, errTLSAUnknown), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
+		{"outside MTA-STS", circumstances{answer: met(mail.PhaseStartTLS, errOutsideSTS), tls: mail.TLSVerify}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
+		{"REQUIRETLS, another host", circumstances{answer: met(mail.PhaseStartTLS, errNoRequireTLS), tls: mail.TLSVerify}, mail.Delayed, "4.7.30", scopeHost, moveNextHost},
+		{"REQUIRETLS, no host", circumstances{answer: met(mail.PhaseStartTLS, errNoRequireTLS), tls: mail.TLSVerify, last: true}, mail.Failed, "5.7.30", scopeTransaction, moveSettle},
 		{"drop at STARTTLS, may", circumstances{answer: met(mail.PhaseStartTLS, io.EOF), tls: mail.TLSMay}, mail.Delayed, "4.4.2", scopeSession, movePlaintext},
 		{"421 at STARTTLS, may", circumstances{answer: said(mail.PhaseStartTLS, "421 bye"), tls: mail.TLSMay}, mail.Delayed, "4.3.2", scopeHost, moveNextHost},
-		{"handshake, encrypt", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSEncrypt}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
+		{"small handshake, encrypt", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSEncrypt, small: true}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
 		{"certificate, verify, last", circumstances{answer: met(mail.PhaseStartTLS, badCertificate), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
 		{"not offered, encrypt", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrNoTLS), tls: mail.TLSEncrypt, last: true}, mail.Delayed, "4.7.4", scopeSite, moveSettle},
 		{"STARTTLS refused for good, verify", circumstances{answer: with(said(mail.PhaseStartTLS, "502 5.5.1 what?"), smtpclient.ErrNoTLS), tls: mail.TLSVerify}, mail.Delayed, "4.7.4", scopeHost, moveNextHost},
@@ -203,7 +212,7 @@ func TestJudgeIsTotal(t *testing.T) {
 	classOf := map[mail.Action]uint16{mail.Relayed: 2, mail.Delayed: 4, mail.Failed: 5}
 	for _, a := range answers {
 		for flags := range 32 {
-			c := circumstances{answer: a, reused: flags&1 != 0, accepted: flags&2 != 0, last: flags&4 != 0, tls: []mail.TLSLevel{mail.TLSNone, mail.TLSMay, mail.TLSEncrypt, mail.TLSVerify}[flags>>3]}
+			c := circumstances{answer: a, reused: flags&1 != 0, accepted: flags&2 != 0, last: flags&4 != 0, tls: mail.TLSLevels[flags>>3&3]}
 			v := judge(c)
 			name := fmt.Sprintf("%+v: %+v", c, v)
 			if class, known := classOf[v.action]; !known || v.status.Class != class {

@@ -243,7 +243,7 @@ show the way, and the rule says the rest.`,
 	}
 	f.add(c)
 	flags := c.Flags()
-	flags.StringVar(&f.tls, "tls", "", "TLS `level`: none, may, encrypt or verify (default: verify with a credential, else may; by MX records as shaping says)")
+	flags.StringVar(&f.tls, "tls", "", "TLS `level`: none, may, encrypt, verify or dane (default: verify with a credential, else may; by MX records as shaping says)")
 	flags.StringVar(&f.rule.Credential, "credential", "", "authenticate by this `name`; see postrider route credential")
 	flags.StringVar(&f.rule.Pool, "pool", "", "`name` of the pool of source addresses")
 	flags.StringArrayVar(&f.rule.Fallback.Hosts, "fallback", nil, "`host` for mail that has been tried for long; repeatable, in order")

@@ -19,7 +19,7 @@ type DNSConfig struct {
 // Exchangers returns the hosts of a domain and the rollup of their names, as
 // the service would find them now. A domain without any has trouble.
 func Exchangers(ctx context.Context, cfg DNSConfig, domain mail.Domain) (hosts []mail.Host, site mail.Site, err error) {
-	finder, err := mx.New(mx.Config{Servers: cfg.DNSServers, Allow: cfg.AllowTargets, Hostname: "localhost"})
+	finder, err := mx.New(mx.Config{Servers: cfg.DNSServers, Allow: cfg.AllowTargets})
 	if err != nil {
 		return nil, "", fmt.Errorf("resolver: %w", err)
 	}

@@ -704,9 +704,7 @@ type Route struct {
 	SmartHost     bool                   `protobuf:"varint,4,opt,name=smart_host,json=smartHost" json:"smart_host,omitempty"`
 	ExpiresAtUs   int64                  `protobuf:"varint,5,opt,name=expires_at_us,json=expiresAtUs" json:"expires_at_us,omitempty"`
 	Sts           string                 `protobuf:"bytes,10,opt,name=sts" json:"sts,omitempty"`                            // mode of the MTA-STS policy: testing, enforce or empty
-	StsFault      string                 `protobuf:"bytes,11,opt,name=sts_fault,json=stsFault" json:"sts_fault,omitempty"`  // why no policy could be had: RFC 8460 section 4.3
 	SecureMx      bool                   `protobuf:"varint,12,opt,name=secure_mx,json=secureMx" json:"secure_mx,omitempty"` // DNSSEC vouches for the MX records
-	Reports       bool                   `protobuf:"varint,13,opt,name=reports" json:"reports,omitempty"`                   // the domain wants TLS reports
 	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`                         // of the routing table; 0 is none
 	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`                          // of source addresses
 	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"`              // its name, never the secret
@@ -788,23 +786,9 @@ func (x *Route) GetSts() string {
 	return ""
 }
 
-func (x *Route) GetStsFault() string {
-	if x != nil {
-		return x.StsFault
-	}
-	return ""
-}
-
 func (x *Route) GetSecureMx() bool {
 	if x != nil {
 		return x.SecureMx
-	}
-	return false
-}
-
-func (x *Route) GetReports() bool {
-	if x != nil {
-		return x.Reports
 	}
 	return false
 }
@@ -968,7 +952,7 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\x04tlsa\x18\x06 \x03(\fR\x04tlsa\x12\x14\n" +
 	"\x05names\x18\a \x03(\tR\x05names\x12\x1f\n" +
 	"\voutside_sts\x18\b \x01(\bR\n" +
-	"outsideSts\"\xff\x02\n" +
+	"outsideSts\"\xc8\x02\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12(\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x12.postrider.v1.HostR\x05hosts\x12\x10\n" +
@@ -978,9 +962,7 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\x12\x10\n" +
 	"\x03sts\x18\n" +
 	" \x01(\tR\x03sts\x12\x1b\n" +
-	"\tsts_fault\x18\v \x01(\tR\bstsFault\x12\x1b\n" +
-	"\tsecure_mx\x18\f \x01(\bR\bsecureMx\x12\x18\n" +
-	"\areports\x18\r \x01(\bR\areports\x12\x12\n" +
+	"\tsecure_mx\x18\f \x01(\bR\bsecureMx\x12\x12\n" +
 	"\x04rule\x18\x0f \x01(\x05R\x04rule\x12\x12\n" +
 	"\x04pool\x18\x10 \x01(\tR\x04pool\x12\x1e\n" +
 	"\n" +

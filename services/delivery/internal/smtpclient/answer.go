@@ -31,6 +31,9 @@ var (
 	// ErrHandshake wraps the failure of a TLS handshake, certificates that
 	// did not verify included.
 	ErrHandshake = errors.New("TLS handshake failed")
+	// ErrUntrusted is inside ErrHandshake if the host speaks TLS well and has
+	// not proved who it is.
+	ErrUntrusted = errors.New("the host is not authenticated")
 	// ErrOutOfStep says that a reply came unasked or is of a class that has
 	// no meaning at its phase. The connection is given up.
 	ErrOutOfStep = errors.New("reply out of step")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,6 +25,14 @@ type Host struct {
 type Options struct {
 	Hello string        // our name in EHLO
 	TLS   mail.TLSLevel // "" is mail.TLSMay
+	// TLSA and Names are for mail.TLSDANE: the records that authenticate the
+	// host, and the names that a certificate may have by DANE-TA. The first
+	// name, if there is one, is the one to ask for.
+	TLSA  []mail.TLSA
+	Names []string
+	// SmallHello leaves out the key share against quantum computers, for
+	// hosts and middleboxes that cannot read a ClientHello of two packets.
+	SmallHello bool
 	// TLSConfig is the base of our TLS configuration: roots, session cache,
 	// curves, client certificates. It is cloned. nil: TLS 1.2 or later and
 	// the system's roots.
@@ -174,7 +183,7 @@ func parseOffers(lines []string) offers {
 }
 
 func (s *Session) startTLS(ctx context.Context, o Options) Answer {
-	must := o.TLS == mail.TLSEncrypt || o.TLS == mail.TLSVerify
+	must := o.TLS != mail.TLSMay && o.TLS != "" // a word that we do not know, too
 	if !s.offers.startTLS {
 		if must {
 			return Answer{Phase: mail.PhaseStartTLS, Err: ErrNoTLS}
@@ -191,6 +200,10 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 		return Answer{}
 	}
 	if err := s.handshake(ctx, o); err != nil {
+		var untrusted *tls.CertificateVerificationError
+		if errors.As(err, &untrusted) {
+			err = fmt.Errorf("%w: %w", ErrUntrusted, err)
+		}
 		return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
 	}
 	// RFC 3207 §4.2: what the host said before is worth nothing.
@@ -205,7 +218,27 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	config.ServerName = strings.Trim(strings.TrimPrefix(s.host.Name, "[IPv6:"), "[]")
 	// Without a policy that vouches for the name, a certificate proves
 	// nothing: RFC 7435 §3. Any is better than plaintext.
-	config.InsecureSkipVerify = o.TLS != mail.TLSVerify
+	switch o.TLS {
+	case mail.TLSMay, mail.TLSEncrypt, "":
+		config.InsecureSkipVerify = true
+	case mail.TLSDANE:
+		config.InsecureSkipVerify = true // verifyDANE does it, after resumption too
+		names := o.Names
+		if len(names) == 0 {
+			names = []string{config.ServerName}
+		}
+		config.ServerName = names[0] // RFC 7672 §8.1
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if err := verifyDANE(state, o.TLSA, names); err != nil {
+				return fmt.Errorf("%w: %w", ErrUntrusted, err)
+			}
+			return nil
+		}
+	}
+	if o.SmallHello {
+		config.CurvePreferences = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
+		config.ClientSessionCache = nil // a ticket makes it larger
+	}
 	c := tls.Client(s.tcp, config)
 	began := time.Now()
 	err := s.tcp.SetDeadline(began.Add(s.timeouts.StartTLS))

@@ -32,14 +32,17 @@ func (r *Resolver) lookupDANE(ctx context.Context, hosts []target, found []addre
 	for i := range hosts {
 		g.Go(func() {
 			d := r.daneOf(ctx, hosts[i].name, hosts[i].port, found[i])
-			if slices.ContainsFunc(d.records, func(t mail.TLSA) bool { return t.Usage == mail.DANETA }) {
+			switch {
+			case slices.ContainsFunc(d.records, func(t mail.TLSA) bool { return t.Usage == mail.DANETA }):
 				for _, name := range more {
 					if !slices.Contains(d.names, name) {
 						d.names = append(d.names, name)
 					}
 				}
-			} else {
+			case len(d.names) > 0 && d.names[0] == hosts[i].name:
 				d.names = nil // DANE-EE looks at no name: RFC 7672 §3.1.1
+			case len(d.names) > 0:
+				d.names = d.names[:1] // to be asked for: RFC 7672 §8.1
 			}
 			hosts[i].dane = d
 		})

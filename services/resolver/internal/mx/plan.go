@@ -94,7 +94,7 @@ func (p *Plan) Route(d Demands) *mail.Route {
 			r.Hosts[i].DANE, r.Hosts[i].TLSA, r.Hosts[i].Names = h.dane.state, h.dane.records, h.dane.names
 		}
 	}
-	r.SecureMX, r.Reports = p.policy.secureMX, p.policy.reports
+	r.SecureMX = p.policy.secureMX
 	if !d.IgnoreSTS {
 		p.policy.apply(r)
 	}

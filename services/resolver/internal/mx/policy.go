@@ -28,7 +28,6 @@ type policy struct {
 
 	sts      mtasts.Finding
 	trouble  string // why the policy is not known; "" if it is
-	reports  bool
 	secureMX bool
 	expires  time.Time // when to look again
 }
@@ -36,10 +35,9 @@ type policy struct {
 // beginPolicy asks for the policy of a domain while its hosts are looked up.
 func (r *Resolver) beginPolicy(ctx context.Context, name string) *policy {
 	p := &policy{expires: time.Now().Add(r.ttl.max)}
-	var sts, reports answer
 	if r.cfg.STS != nil {
 		p.asking.Go(func() {
-			sts = r.ask(ctx, "_mta-sts."+name, dns.TypeTXT)
+			sts := r.ask(ctx, "_mta-sts."+name, dns.TypeTXT)
 			id, _ := mtasts.ParseRecord(sts.texts)
 			var err error
 			if p.sts, err = r.cfg.STS.Policy(ctx, name, id); err != nil {
@@ -49,28 +47,19 @@ func (r *Resolver) beginPolicy(ctx context.Context, name string) *policy {
 			p.expires = earlier(p.expires, sts.expires)
 		})
 	}
-	if r.cfg.Reports {
-		p.asking.Go(func() {
-			reports = r.ask(ctx, "_smtp._tls."+name, dns.TypeTXT)
-			for _, text := range reports.texts {
-				p.reports = p.reports || strings.HasPrefix(text, "v=TLSRPTv1;")
-			}
-		})
-	}
 	return p
 }
 
 // appendKey adds what keeps routes of domains apart.
 func (p *policy) appendKey(key *strings.Builder) {
-	fmt.Fprintf(key, " %t %t", p.secureMX, p.reports)
-	if m := p.sts.Policy.Mode; p.sts.Fault != "" || m == mtasts.ModeTesting || m == mtasts.ModeEnforce {
-		fmt.Fprintf(key, " %s %s %q", p.sts.Fault, p.sts.Policy.Mode, p.sts.Policy.MX)
+	fmt.Fprintf(key, " %t", p.secureMX)
+	if m := p.sts.Policy.Mode; m == mtasts.ModeTesting || m == mtasts.ModeEnforce {
+		fmt.Fprintf(key, " %s %q", m, p.sts.Policy.MX)
 	}
 }
 
 // apply writes the MTA-STS policy into a route.
 func (p *policy) apply(r *mail.Route) {
-	r.STSFault = p.sts.Fault
 	switch p.sts.Policy.Mode {
 	case mtasts.ModeTesting:
 		r.STS = mail.STSTesting
@@ -82,14 +71,4 @@ func (p *policy) apply(r *mail.Route) {
 	for i := range r.Hosts {
 		r.Hosts[i].OutsideSTS = !p.sts.Policy.Matches(r.Hosts[i].Name)
 	}
-}
-
-// Texts returns the TXT records of a name. The error says why DNS gave no
-// definite answer.
-func (r *Resolver) Texts(ctx context.Context, name string) ([]string, error) {
-	a := r.ask(ctx, name, dns.TypeTXT)
-	if a.verdict == unknown {
-		return nil, fmt.Errorf("looking up the TXT of %s: %s", name, a.why)
-	}
-	return a.texts, nil
 }

@@ -190,16 +190,15 @@ func (p policies) Policy(_ context.Context, domain, id string) (mtasts.Finding, 
 // stopped all that shared its hosts).
 func TestPolicyIsOfTheDomain(t *testing.T) {
 	mxs, txt := map[string][]string{}, map[string][]string{}
-	domains := []string{"enforce.test", "testing.test", "fault.test", "none.test", "plain.test", "reports.test", "trouble.test", "plain2.test"}
+	domains := []string{"enforce.test", "testing.test", "fault.test", "none.test", "plain.test", "trouble.test"}
 	for _, d := range domains {
 		mxs[d] = []string{"10 mx1.provider.test", "20 mx2.provider.test"}
-		if !strings.HasPrefix(d, "plain") && d != "reports.test" {
+		if d != "plain.test" {
 			txt["_mta-sts."+d] = []string{"v=STSv1; id=1;", "another record"}
 		}
 	}
-	txt["_smtp._tls.reports.test"] = []string{"v=TLSRPTv1;rua=mailto:tls@reports.test"}
 	s := dnstest.Start(t, dnstest.Zone{MX: mxs, TXT: txt, A: map[string][]string{"mx1.provider.test": {"192.0.2.1"}, "mx2.provider.test": {"192.0.2.2"}}})
-	r := resolverFor(t, s, Config{Reports: true, STS: policies{
+	r := resolverFor(t, s, Config{STS: policies{
 		"enforce.test": {Policy: mtasts.Policy{Mode: mtasts.ModeEnforce, MX: []string{"mx1.provider.test"}}},
 		"testing.test": {Policy: mtasts.Policy{Mode: mtasts.ModeTesting, MX: []string{"*.provider.test"}}},
 		"none.test":    {Policy: mtasts.Policy{Mode: mtasts.ModeNone}},
@@ -215,13 +214,10 @@ func TestPolicyIsOfTheDomain(t *testing.T) {
 			continue
 		}
 		route := res.Plan.Route(Demands{})
-		got := fmt.Sprintf("%s %s %v %v %v", route.STS, route.STSFault, route.Hosts[0].OutsideSTS, route.Hosts[1].OutsideSTS, route.Reports)
-		want := map[string]string{
-			"enforce.test": "enforce  false true false", "testing.test": "testing  false false false",
-			"fault.test": " sts-policy-fetch-error false false false", "reports.test": "  false false true",
-		}[d]
+		got := fmt.Sprintf("%s %v %v", route.STS, route.Hosts[0].OutsideSTS, route.Hosts[1].OutsideSTS)
+		want := map[string]string{"enforce.test": "enforce false true", "testing.test": "testing false false"}[d]
 		if want == "" {
-			want = "  false false false"
+			want = " false false"
 		}
 		if got != want {
 			t.Errorf("%s: got %q, want %q", d, got, want)
@@ -231,8 +227,8 @@ func TestPolicyIsOfTheDomain(t *testing.T) {
 			t.Errorf("%s: switched off, got %+v", d, off)
 		}
 	}
-	if len(keys) != 5 {
-		t.Errorf("domains share keys as %v; only none.test, plain.test and plain2.test may", keys)
+	if len(keys) != 3 {
+		t.Errorf("domains share keys as %v; only those without a policy may", keys)
 	}
 }
 

@@ -21,7 +21,6 @@ type Config struct {
 	OwnAddresses    []netip.Prefix // the same for addresses; none: those of this machine
 	TrustAD         bool           // the servers validate DNSSEC, and nobody can forge what they say
 	STS             Policies       // finds MTA-STS policies; nil: nobody looks
-	Reports         bool           // find out which domains want TLS reports
 	Port            uint16         // of MX hosts; default 25
 	Allow           []netip.Prefix // inside networks that may be relayed to all the same
 	AddressLiterals bool           // relay to domains such as [192.0.2.1]
