@@ -22,7 +22,7 @@ const guard = `SELECT (extract(epoch FROM t) * 1000000)::bigint, 1 / (t < '%s'):
 // divisionByZero is its SQLSTATE. Nothing else in an accept divides.
 const divisionByZero = "22012"
 
-var errTooLate = errors.New("Postgres came to it too late")
+var errTooLate = errors.New("too late: the client has been told that it is not accepted")
 
 // clock tells what the clock of Postgres shows, from what it last showed.
 type clock struct {

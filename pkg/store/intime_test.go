@@ -43,7 +43,7 @@ func newSlowWay(t *testing.T, to string) *slowWay {
 	t.Cleanup(func() {
 		close(w.end)
 		listener.Close()
-		g.Wait() //nolint:errcheck // they return nil
+		g.Wait()
 	})
 	g.Go(func() error {
 		for {
@@ -58,8 +58,8 @@ func newSlowWay(t *testing.T, to string) *slowWay {
 			}
 			g.Go(func() error { w.carry(server, client); return nil })
 			g.Go(func() error {
-				io.Copy(client, server)     //nolint:errcheck // either may hang up
-				io.Copy(io.Discard, server) //nolint:errcheck // what is said to nobody
+				io.Copy(client, server)     // either may hang up
+				io.Copy(io.Discard, server) // what is said to nobody
 				return nil
 			})
 		}
