@@ -33,6 +33,7 @@ const (
 	PhaseBanner   Phase = "banner"   // the 220 greeting
 	PhaseHello    Phase = "ehlo"     // EHLO or HELO
 	PhaseStartTLS Phase = "starttls" // STARTTLS and its handshake
+	PhaseAuth     Phase = "auth"     // AUTH at a smart host
 	PhaseMail     Phase = "mail"     // MAIL FROM
 	PhaseRcpt     Phase = "rcpt"     // RCPT TO
 	PhaseData     Phase = "data"     // DATA and its 354

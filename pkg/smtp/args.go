@@ -169,6 +169,7 @@ func AppendMail(dst []byte, m MailArgs) []byte {
 	}
 	dst = appendParameter(dst, "RET", string(m.Ret))
 	dst = appendParameter(dst, "ENVID", EncodeXtext(m.EnvID))
+	dst = appendExtensions(dst, m)
 	return append(dst, crlf...)
 }
 

@@ -58,6 +58,31 @@ func (m *MailArgs) setExtension(keyword, value string) (given, ok, known bool) {
 	return given, ok, known
 }
 
+// appendExtensions appends what setExtension reads, as far as a client of ours
+// sends it.
+func appendExtensions(dst []byte, m MailArgs) []byte {
+	if by := m.DeliverBy; by.Given {
+		dst = append(dst, " BY="...)
+		dst = strconv.AppendInt(dst, int64(by.Within/time.Second), 10)
+		mode := ";N"
+		if by.Return {
+			mode = ";R"
+		}
+		dst = append(dst, mode...)
+		if by.Trace {
+			dst = append(dst, 'T')
+		}
+	}
+	if m.Priority.Given {
+		dst = append(dst, " MT-PRIORITY="...)
+		dst = strconv.AppendInt(dst, int64(m.Priority.Value), 10)
+	}
+	if m.RequireTLS {
+		dst = append(dst, " REQUIRETLS"...)
+	}
+	return dst
+}
+
 // parseAuth reads "<>" or a mailbox in xtext: RFC 4954 §5.
 func parseAuth(s string) (string, bool) {
 	if s == "<>" {

@@ -30,6 +30,7 @@ type Transaction struct {
 	Connection   int // Connection.ID
 	Hello        string
 	TLS          string
+	User         string // who has authenticated; "" is nobody
 	ReversePath  string // without angle brackets
 	Params       string // what follows the path, such as "SIZE=1000 BODY=8BITMIME"
 	Recipients   []Recipient
@@ -42,6 +43,7 @@ type Transaction struct {
 	Label        string // see Script.Label
 	EightBit     bool   // the content has octets over 127
 	LongestLine  int    // of the content, without CRLF
+	Chunked      bool   // it came by BDAT
 	DataIsBroken bool   // the connection ended inside the content
 }
 

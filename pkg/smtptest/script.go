@@ -23,6 +23,8 @@ const (
 	Data      Phase = "data"
 	Body      Phase = "body"
 	Dot       Phase = "dot"
+	Bdat      Phase = "bdat" // of an empty chunk that is not the last; others act at Dot
+	Auth      Phase = "auth"
 	Rset      Phase = "rset"
 	Noop      Phase = "noop"
 	Quit      Phase = "quit"
@@ -61,6 +63,14 @@ type Script struct {
 	Extensions []string
 	// TLS, if set, is offered by STARTTLS. See SelfSigned and Authority.
 	TLS *tls.Config
+	// ImplicitTLS begins TLS with the connection; TLS must be set.
+	ImplicitTLS bool
+	// LMTP makes it a server of RFC 2033. At Dot rules act for each accepted
+	// recipient, whose path they match.
+	LMTP bool
+	// Users are the passwords of AUTH by user name. The mechanisms stand in
+	// Extensions: "AUTH PLAIN LOGIN SCRAM-SHA-256".
+	Users map[string]string
 	// MaxSize, if not 0, is announced as SIZE and enforced, in octets.
 	MaxSize int64
 	// Rules are tried in order.

@@ -39,11 +39,16 @@ type session struct {
 	number       int          // of transactions on this connection
 	tx           *Transaction // open since MAIL
 	content      []byte       // reused
+	chunked      bool         // the content comes by BDAT
+	user         string       // who has authenticated
 	hello, where string       // argument of the greeting; command for violations
 }
 
 // run speaks until the connection is over.
 func (s *session) run() {
+	if s.server.script.ImplicitTLS && !s.shakeHands() {
+		return
+	}
 	s.act(Banner, "", "", func() int { return s.reply(220, s.server.script.Hostname+" ESMTP smtptest") })
 	for !s.over {
 		if s.r.Buffered() == 0 { // RFC 2920 §3.2: the replies of a group leave together
@@ -85,13 +90,22 @@ func (s *session) command(line string) {
 	})
 	// RFC 2920 §3.1: these end a group of commands, so nothing may follow
 	// them before we reply; without PIPELINING that holds for all.
-	last := slices.Contains([]string{"EHLO", "DATA", "VRFY", "EXPN", "TURN", "QUIT", "NOOP", "STARTTLS", "HELO"}, verb)
-	if s.r.Buffered() > 0 && (last || !s.offered("PIPELINING")) {
+	last := slices.Contains([]string{"EHLO", "LHLO", "DATA", "VRFY", "EXPN", "TURN", "QUIT", "NOOP", "STARTTLS", "HELO"}, verb)
+	if s.r.Buffered() > 0 && (last || !s.offered("PIPELINING")) && verb != "BDAT" {
 		s.complain("%d octets sent ahead of the reply", s.r.Buffered())
 	}
 	switch verb {
-	case "EHLO", "HELO":
+	case "EHLO", "HELO", "LHLO":
+		if (verb == "LHLO") != s.server.script.LMTP { // RFC 2033 §4.1
+			s.complain("%s", verb)
+		}
 		s.hi(verb, arg)
+	case "AUTH":
+		s.auth(arg)
+	case "*": // RFC 4954 §4: a cancelled exchange
+		s.reply(501, "5.7.0 cancelled")
+	case "BDAT":
+		s.bdat(arg)
 	case "STARTTLS":
 		s.startTLS(arg)
 	case "MAIL":
@@ -126,7 +140,7 @@ func (s *session) hi(verb, arg string) {
 		s.finish(0) // RFC 5321 §4.1.4: as RSET
 	}
 	at, extended := Helo, false
-	if verb == "EHLO" {
+	if verb != "HELO" {
 		at, extended = Hello, true
 	}
 	code := s.act(at, s.where, "", func() int {
@@ -173,20 +187,28 @@ func (s *session) startTLS(arg string) {
 		s.close()
 		return
 	}
+	if !s.shakeHands() {
+		return
+	}
+	// RFC 3207 §4.2: all that was said before is forgotten.
+	s.greeted, s.extended, s.offers = false, false, nil
+}
+
+// shakeHands begins TLS.
+func (s *session) shakeHands() bool {
 	c := tls.Server(s.conn, s.server.script.TLS)
 	if err := c.Handshake(); err != nil {
 		// RFC 3207 §4.1: what a client does about a certificate that it does
 		// not like is its affair, so this is no violation.
 		s.close()
-		return
+		return false
 	}
 	state := c.ConnectionState()
 	s.conn, s.secure = c, strings.ReplaceAll(tls.VersionName(state.Version), " ", "")+" "+tls.CipherSuiteName(state.CipherSuite)
 	s.r.Reset(c)
 	s.w.Reset(c)
-	// RFC 3207 §4.2: all that was said before is forgotten.
-	s.greeted, s.extended, s.offers = false, false, nil
 	s.server.update(func() { s.log.TLS = s.secure })
+	return true
 }
 
 // readLine reads a command and checks its form.

@@ -24,12 +24,18 @@ func (s *session) mail(line string) {
 		s.complain("MAIL inside a transaction")
 		s.finish(0)
 	}
-	s.checkParams(params, map[string]string{"SIZE": "SIZE", "BODY": "8BITMIME", "SMTPUTF8": "SMTPUTF8", "RET": "DSN", "ENVID": "DSN"})
+	body := "8BITMIME"
+	if strings.Contains(strings.ToUpper(params), "BODY=BINARYMIME") {
+		body = "BINARYMIME"
+	}
+	s.checkParams(params, map[string]string{"SIZE": "SIZE", "BODY": body, "SMTPUTF8": "SMTPUTF8", "RET": "DSN", "ENVID": "DSN",
+		"BY": "DELIVERBY", "MT-PRIORITY": "MT-PRIORITY", "REQUIRETLS": "REQUIRETLS"})
 	if !ascii(line) && !slices.Contains(strings.Fields(strings.ToUpper(params)), "SMTPUTF8") {
 		s.complain("octets over 127 in MAIL without SMTPUTF8")
 	}
 	s.number++
-	tx := &Transaction{Connection: s.log.ID, Hello: s.hello, TLS: s.secure, ReversePath: path, Params: params, MailAt: time.Now()}
+	s.content, s.chunked = s.content[:0], false
+	tx := &Transaction{Connection: s.log.ID, Hello: s.hello, TLS: s.secure, User: s.user, ReversePath: path, Params: params, MailAt: time.Now()}
 	code := s.act(Mail, line, path, func() int {
 		if limit := s.server.script.MaxSize; limit > 0 && announcedSize(params) > limit {
 			return s.reply(552, "5.3.4 too big")
@@ -98,12 +104,21 @@ func (s *session) data() {
 		s.finish(0)
 		return
 	}
+	s.taken(accepted)
+}
+
+// taken answers the end of the content.
+func (s *session) taken(accepted bool) {
 	s.tx.DotAt = time.Now()
 	s.digest()
 	if s.r.Buffered() > 0 && !s.offered("PIPELINING") {
 		s.complain("%d octets sent behind the final dot", s.r.Buffered())
 	}
-	code = s.act(Dot, s.subject(), s.tx.ReversePath, func() int {
+	if s.server.script.LMTP {
+		s.eachTaken()
+		return
+	}
+	code := s.act(Dot, s.subject(), s.tx.ReversePath, func() int {
 		if limit := s.server.script.MaxSize; limit > 0 && s.tx.Size > limit {
 			return s.reply(552, "5.3.4 too big")
 		}
@@ -150,7 +165,9 @@ func (s *session) checkNewlines() {
 			s.complain("bare CR or LF after %q", c[max(0, i-40):i])
 			return
 		}
-		i++
+		if i++; i >= len(c) {
+			return // broken off between CR and LF
+		}
 	}
 }
 
@@ -162,7 +179,10 @@ func (s *session) digest() {
 	for line := range bytes.SplitSeq(s.content, []byte("\r\n")) {
 		t.LongestLine = max(t.LongestLine, len(line))
 	}
-	if t.EightBit && s.offered("8BITMIME") && !strings.Contains(strings.ToUpper(t.Params), "BODY=8BITMIME") {
+	if t.EightBit && !s.offered("8BITMIME") && !strings.Contains(strings.ToUpper(t.Params), "BODY=BINARYMIME") {
+		s.complain("octets over 127 in the content without 8BITMIME")
+	}
+	if t.EightBit && s.offered("8BITMIME") && !strings.Contains(strings.ToUpper(t.Params), "BODY=BINARYMIME") && !strings.Contains(strings.ToUpper(t.Params), "BODY=8BITMIME") {
 		s.complain("octets over 127 in the content without BODY=8BITMIME")
 	}
 	if s.server.script.Label != nil {

@@ -43,9 +43,19 @@ var (
 	// ErrNeedsSMTPUTF8 says that the host does not offer SMTPUTF8 and the
 	// message needs it: RFC 6531 §3.2.
 	ErrNeedsSMTPUTF8 = errors.New("message needs SMTPUTF8, which the host does not offer")
-	// ErrNeedsBinary says that the content is declared BODY=BINARYMIME, which
-	// cannot travel through DATA: RFC 3030 §3.
-	ErrNeedsBinary = errors.New("message needs BINARYMIME, which cannot be sent to the host")
+	// ErrNeedsBinary says that the content is binary, that the host does not
+	// take it so (RFC 3030 §3), and that it is not to be, or cannot be,
+	// converted.
+	ErrNeedsBinary = errors.New("message needs BINARYMIME, which the host does not take")
+	// ErrNeeds8Bit says the same of 8-bit content: RFC 6152 §3.
+	ErrNeeds8Bit = errors.New("message needs 8BITMIME, which the host does not offer")
+	// ErrNeedsRequireTLS says that the message demands REQUIRETLS and the
+	// session is not verified TLS, or the host does not promise as much for
+	// its own next hop: RFC 8689 §4.2.1.
+	ErrNeedsRequireTLS = errors.New("message needs REQUIRETLS, which the host does not support over verified TLS")
+	// ErrTooLate says that the message cannot be there by the time at which it
+	// is to be returned: RFC 2852 §4.1.
+	ErrTooLate = errors.New("message cannot be delivered in time")
 	// ErrContent wraps a failure to read the content. It says nothing about
 	// the remote host.
 	ErrContent = errors.New("content cannot be read")

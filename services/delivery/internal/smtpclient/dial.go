@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -40,19 +39,20 @@ type Options struct {
 	// Dial makes the TCP connection; nil: from this machine as it is.
 	Dial     func(context.Context, netip.AddrPort) (net.Conn, error)
 	Timeouts Timeouts
-	Observe  func(Step) // called for connect, banner, EHLO and STARTTLS; may be nil
+	// LMTP says that the host speaks LMTP: RFC 2033.
+	LMTP bool
+	// ImplicitTLS says that TLS begins with the connection: RFC 8314 §3.3.
+	ImplicitTLS bool
+	// Auth, if not nil, is what we authenticate by before the first
+	// transaction.
+	Auth    *Credential
+	Observe func(Step) // called for connect, banner, EHLO, STARTTLS and AUTH; may be nil
 }
 
 const (
 	readBuffer  = 4 << 10
 	writeBuffer = 8 << 10 // a message of ordinary size leaves in one write
 )
-
-// offers are what a host said to EHLO.
-type offers struct {
-	startTLS, pipelining, eightBit, smtputf8, dsn, size bool
-	maxSizeBytes                                        int64 // 0: no limit announced
-}
 
 // Dial connects to a host, waits for its greeting, says EHLO and starts TLS
 // as the options demand. On failure the session is nil and the Answer says
@@ -62,7 +62,7 @@ type offers struct {
 //
 // The context bounds the dial; the session does not keep it.
 func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
-	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe}
+	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe, lmtp: o.LMTP}
 	if failed := s.connect(ctx, o.Dial); failed.Phase != "" {
 		return nil, failed
 	}
@@ -116,6 +116,11 @@ func (s *Session) speakOn(c net.Conn) {
 // open does what comes before the first transaction. The zero Answer is
 // success.
 func (s *Session) open(ctx context.Context, o Options) Answer {
+	if o.ImplicitTLS {
+		if err := s.handshake(ctx, o); err != nil {
+			return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
+		}
+	}
 	s.sentAt = time.Now()
 	reply, err := s.await(mail.PhaseBanner, s.timeouts.Banner)
 	if err != nil || reply.Code/100 != 2 {
@@ -124,10 +129,12 @@ func (s *Session) open(ctx context.Context, o Options) Answer {
 	if failed := s.sayHello(ctx, o.Hello); failed.Phase != "" {
 		return failed
 	}
-	if o.TLS == mail.TLSNone {
-		return Answer{}
+	if o.TLS != mail.TLSNone && !o.ImplicitTLS {
+		if failed := s.startTLS(ctx, o); failed.Phase != "" {
+			return failed
+		}
 	}
-	return s.startTLS(ctx, o)
+	return s.authenticate(ctx, o.Auth)
 }
 
 // sayHello says EHLO, and HELO to a host that does not know it: RFC 5321
@@ -135,9 +142,13 @@ func (s *Session) open(ctx context.Context, o Options) Answer {
 // the host has hung up on EHLO: then that reply is the reason.
 func (s *Session) sayHello(ctx context.Context, name string) Answer {
 	s.offers = offers{}
-	reply, err := s.ask(mail.PhaseHello, s.timeouts.Hello, "EHLO "+name)
+	verb := "EHLO "
+	if s.lmtp {
+		verb = "LHLO " // RFC 2033 §4.1: and nothing else
+	}
+	reply, err := s.ask(mail.PhaseHello, s.timeouts.Hello, verb+name)
 	extended := err == nil && !reply.Permanent()
-	if err == nil && !extended && !s.over {
+	if err == nil && !extended && !s.over && !s.lmtp {
 		second, helloErr := s.ask(mail.PhaseHello, s.timeouts.Hello, "HELO "+name)
 		if helloErr == nil || ctx.Err() != nil {
 			reply, err = second, helloErr
@@ -150,36 +161,6 @@ func (s *Session) sayHello(ctx context.Context, name string) Answer {
 		s.offers = parseOffers(reply.Lines[1:])
 	}
 	return Answer{}
-}
-
-// parseOffers reads the lines of an EHLO reply behind the first. Keywords
-// are in any case, and what is not understood is not offered: RFC 5321
-// §4.1.1.1, §2.2.2.
-func parseOffers(lines []string) offers {
-	var o offers
-	for _, line := range lines {
-		word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		switch strings.ToUpper(word) {
-		case "STARTTLS":
-			o.startTLS = true
-		case "PIPELINING":
-			o.pipelining = true
-		case "8BITMIME":
-			o.eightBit = true
-		case "SMTPUTF8":
-			o.smtputf8 = true
-		case "DSN":
-			o.dsn = true
-		case "SIZE":
-			o.size = true
-			// RFC 1870 §4: no number, or 0, is no limit.
-			n, err := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
-			if err == nil && n > 0 {
-				o.maxSizeBytes = n
-			}
-		}
-	}
-	return o
 }
 
 func (s *Session) startTLS(ctx context.Context, o Options) Answer {
@@ -249,6 +230,7 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	s.verified = o.TLS == mail.TLSVerify
 	state := c.ConnectionState()
 	s.secure = strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite)
 	// Octets that came in plaintext behind the 220 are dropped here: taken

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtptest"
@@ -51,6 +52,10 @@ func TestParseOffers(t *testing.T) {
 		{[]string{"SIZE  1000 "}, offers{size: true, maxSizeBytes: 1000}},
 		{[]string{"SIZE -1"}, offers{size: true}},
 		{[]string{"SIZE 99999999999999999999"}, offers{size: true}},
+		{[]string{"chunking", "BinaryMime", "DeliverBy 600", "mt-priority mixer", "requiretls", "auth Plain scram-sha-256"},
+			offers{chunking: true, binary: true, deliverBy: true, minBy: 10 * time.Minute, priority: true, requireTLS: true, auth: "PLAIN SCRAM-SHA-256"}},
+		{[]string{"BINARYMIME", "DELIVERBY", "AUTH=LOGIN plain"}, offers{deliverBy: true, auth: "LOGIN PLAIN"}},
+		{[]string{"AUTH LOGIN", "AUTH=PLAIN", "DELIVERBY -5"}, offers{deliverBy: true, auth: "LOGIN"}},
 		{[]string{"SIZE lots", "SIZER 5", "XPIPELINING", ""}, offers{size: true}},
 	}
 	for _, tt := range tests {
@@ -93,6 +98,11 @@ func TestParameters(t *testing.T) {
 		t.Message.Envelope.Ret, t.Message.Envelope.EnvID = mail.RetHdrs, "a+b c"
 		t.Recipients[0].Notify, t.Recipients[0].ORCPT = mail.NotifySuccess|mail.NotifyFailure, "rfc822;x=y@b.example"
 	}
+	by := func(in time.Duration, back bool) envelope {
+		return func(t *Transaction) {
+			t.Message.Envelope.DeliverBy = mail.DeliverBy{At: time.Now().Add(in), Return: back, Trace: true}
+		}
+	}
 	tests := []struct {
 		name       string
 		extensions []string
@@ -108,8 +118,26 @@ func TestParameters(t *testing.T) {
 		{"7-bit declared 8-bit", nil, hello, false, declared(mail.Body8BitMIME), "BODY=8BITMIME", "", nil},
 		{"stream undeclared", nil, eightBit, true, declared(""), "BODY=8BITMIME", "", nil},
 		{"stream declared 7-bit", nil, hello, true, declared(mail.Body7Bit), "", "", nil},
-		{"8-bit not offered", []string{"PIPELINING"}, eightBit, false, declared(mail.Body8BitMIME), "", "", nil},
-		{"binary", []string{"BINARYMIME", "CHUNKING"}, hello, false, declared(mail.BodyBinaryMIME), "", "", ErrNeedsBinary},
+		{"8-bit not offered and not needed", []string{"PIPELINING"}, hello, false, declared(mail.Body8BitMIME), "", "", nil},
+		{"8-bit header section, which has no 7-bit form", []string{"PIPELINING"}, eightBit, false, declared(mail.Body8BitMIME), "", "", ErrNeeds8Bit},
+		{"binary", []string{"BINARYMIME", "CHUNKING"}, "Subject: x\r\n\r\n\xff\n\x00\r", false, declared(mail.BodyBinaryMIME), "BODY=BINARYMIME", "", nil},
+		{"binary stream", []string{"BINARYMIME", "CHUNKING", "SIZE"}, "Subject: x\r\n\r\n\xff\n\x00\r", true, declared(mail.BodyBinaryMIME), "SIZE=18 BODY=BINARYMIME", "", nil},
+		{"binary without chunks", []string{"BINARYMIME"}, hello, false, declared(mail.BodyBinaryMIME), "", "", nil},
+		{"chunks", []string{"CHUNKING", "PIPELINING"}, hello, false, declared(""), "", "", nil},
+		{"chunks of a stream", []string{"CHUNKING", "8BITMIME"}, eightBit, true, declared(""), "BODY=8BITMIME", "", nil},
+		{"priority", []string{"MT-PRIORITY"}, hello, false, func(t *Transaction) { t.Message.Priority = -3 }, "MT-PRIORITY=-3", "", nil},
+		{"priority beyond words", []string{"MT-PRIORITY MIXER"}, hello, false, func(t *Transaction) { t.Message.Priority = 100 }, "MT-PRIORITY=9", "", nil},
+		{"priority not offered", []string{"PIPELINING"}, hello, false, func(t *Transaction) { t.Message.Priority = 3 }, "", "", nil},
+		{"no priority", []string{"MT-PRIORITY"}, hello, false, func(*Transaction) {}, "", "", nil},
+		{"by, mode R", []string{"DELIVERBY"}, hello, false, by(90*time.Minute+time.Second/2, true), "BY=5400;RT", "", nil},
+		{"by, mode N", []string{"DELIVERBY 3600"}, hello, false, by(10*time.Second+time.Second/2, false), "BY=10;NT", "", nil},
+		{"by, mode N, late", []string{"DELIVERBY"}, hello, false, by(-10*time.Second+time.Second/2, false), "BY=-10;NT", "", nil},
+		{"by, mode R, late", []string{"DELIVERBY"}, hello, false, by(-time.Second, true), "", "", ErrTooLate},
+		{"by, mode R, sooner than the host can", []string{"DELIVERBY 3600"}, hello, false, by(time.Minute, true), "", "", ErrTooLate},
+		{"by, not offered", []string{"PIPELINING"}, hello, false, by(time.Minute, true), "", "", nil},
+		{"REQUIRETLS in plaintext", []string{"REQUIRETLS"}, hello, false, func(t *Transaction) { t.Message.Envelope.RequireTLS = true }, "", "", ErrNeedsRequireTLS},
+		{"SMTPUTF8 declared and not needed", []string{"PIPELINING"}, hello, false, func(t *Transaction) { t.Message.Envelope.SMTPUTF8 = true }, "", "", nil},
+		{"SMTPUTF8 in a header section", []string{"8BITMIME"}, eightBit, true, func(t *Transaction) { t.Message.Envelope.SMTPUTF8 = true }, "", "", ErrNeedsSMTPUTF8},
 		{"SMTPUTF8", nil, hello, false, utf8, "SMTPUTF8", "", nil},
 		{"SMTPUTF8 not offered", []string{"PIPELINING"}, hello, false, utf8, "", "", ErrNeedsSMTPUTF8},
 		{"UTF-8 forward-path", nil, hello, false, func(t *Transaction) { t.Recipients[0].ForwardPath = "ø@b.example" }, "SMTPUTF8", "", nil},

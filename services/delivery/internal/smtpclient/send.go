@@ -2,14 +2,13 @@ package smtpclient
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/delivery/internal/sevenbit"
 )
 
 // maxGroup is how many commands leave before the replies to them are read.
@@ -26,6 +25,9 @@ type Transaction struct {
 	// is added: DATA cannot do without.
 	Content []byte
 	Open    func() (io.ReadCloser, error)
+	// Conversion says what becomes of 8-bit content for a 7-bit host; "" is
+	// ConvertAlways.
+	Conversion Conversion
 	// BeforeDot is called when all but the final dot has been written or
 	// lies in the buffer: the last moment at which the transaction can be
 	// given up without the chance of a duplicate. An error closes the
@@ -48,7 +50,10 @@ type sending struct {
 	ctx context.Context
 	t   *Transaction
 	Result
-	declare8Bit bool
+	eightBit    bool           // the content is, or may be, 8-bit
+	binary      bool           // it goes as BINARYMIME
+	converting  bool           // it is made 7-bit as it is streamed
+	plan        *sevenbit.Plan // of the content, once it was looked at
 	mailRefused bool
 }
 
@@ -79,56 +84,8 @@ func (s *Session) Send(ctx context.Context, t Transaction) Result {
 	return x.Result
 }
 
-// check finds what the host cannot take, before it is asked.
-func (x *sending) check() error {
-	m := x.t.Message
-	x.declare8Bit = x.offers.eightBit && x.has8Bit()
-	switch {
-	case x.over:
-		return ErrClosed
-	case m.Envelope.Body == mail.BodyBinaryMIME:
-		return ErrNeedsBinary
-	case x.offers.maxSizeBytes > 0 && x.sizeBytes() > x.offers.maxSizeBytes:
-		return fmt.Errorf("%w: %d octets of at most %d", ErrTooBig, x.sizeBytes(), x.offers.maxSizeBytes)
-	case !x.offers.smtputf8 && x.needsSMTPUTF8():
-		return ErrNeedsSMTPUTF8
-	}
-	return nil
-}
-
-func (x *sending) sizeBytes() int64 {
-	if x.t.Content != nil {
-		return int64(len(x.t.Content))
-	}
-	return x.t.Message.SizeBytes
-}
-
-// has8Bit reports whether BODY=8BITMIME is to be declared. Content that is
-// streamed cannot be looked at, so the client's word counts, and no word is
-// taken for yes: to declare it without need does no harm.
-func (x *sending) has8Bit() bool {
-	if x.t.Content != nil {
-		return x.t.Message.Envelope.Body == mail.Body8BitMIME || !ascii(x.t.Content)
-	}
-	return x.t.Message.Envelope.Body != mail.Body7Bit
-}
-
-// needsSMTPUTF8 is the flag of the envelope; paths are looked at too, so that
-// no octet over 127 ever leaves in a command without it.
-func (x *sending) needsSMTPUTF8() bool {
-	if x.t.Message.Envelope.SMTPUTF8 || !ascii(x.t.Message.Envelope.ReversePath) {
-		return true
-	}
-	for i := range x.t.Recipients {
-		if !ascii(x.t.Recipients[i].ForwardPath) {
-			return true
-		}
-	}
-	return false
-}
-
 // The commands of a transaction by number: RSET, MAIL, RCPT for each
-// recipient, DATA.
+// recipient, DATA or BDAT.
 const (
 	commandReset = iota
 	commandMail
@@ -145,9 +102,12 @@ func (x *sending) envelope() bool {
 	x.owesReset = true
 	data := commandRcpt + len(x.t.Recipients)
 	for next <= data && !x.over && !x.mailRefused {
+		if next == data && x.byChunk() && x.chunks {
+			return x.Accepted > 0 // the chunk needs no leave
+		}
 		first := next
 		x.command = x.command[:0]
-		for next <= data && (next == first || x.offers.pipelining && next-first < maxGroup) {
+		for next <= data && (next == first || x.offers.pipelining && next-first < maxGroup && !(next == data && x.byChunk() && x.chunks)) {
 			if next == data && next == first && x.Accepted == 0 {
 				return false // no one to send it to
 			}
@@ -172,22 +132,11 @@ func (x *sending) envelope() bool {
 }
 
 func (x *sending) append(command int) {
-	e := &x.t.Message.Envelope
 	switch {
 	case command == commandReset:
 		x.command = append(x.command, "RSET\r\n"...)
 	case command == commandMail:
-		m := smtp.MailArgs{ReversePath: e.ReversePath, SMTPUTF8: x.offers.smtputf8 && x.needsSMTPUTF8()}
-		if x.offers.size {
-			m.SizeBytes = x.sizeBytes()
-		}
-		if x.declare8Bit {
-			m.Body = mail.Body8BitMIME
-		}
-		if x.offers.dsn {
-			m.Ret, m.EnvID = e.Ret, e.EnvID
-		}
-		x.command = smtp.AppendMail(x.command, m)
+		x.command = smtp.AppendMail(x.command, x.mailArgs())
 	case command < commandRcpt+len(x.t.Recipients):
 		p := &x.t.Recipients[command-commandRcpt]
 		r := smtp.RcptArgs{ForwardPath: p.ForwardPath}
@@ -195,6 +144,10 @@ func (x *sending) append(command int) {
 			r.Notify, r.ORCPT = p.Notify, p.ORCPT
 		}
 		x.command = smtp.AppendRcpt(x.command, r)
+	case x.byChunk():
+		// An empty chunk shows that BDAT works, before any content can be
+		// taken for commands by a host that only says so.
+		x.command = append(x.command, "BDAT 0\r\n"...)
 	default:
 		x.command = append(x.command, "DATA\r\n"...)
 	}
@@ -230,18 +183,23 @@ func (x *sending) answerReset() {
 func (x *sending) answer(command int) bool {
 	phase, timeout := x.step(command)
 	reply, err := x.await(phase, timeout)
-	wantClass := 2
-	if phase == mail.PhaseData {
+	wantClass, chunk := 2, phase == mail.PhaseData && x.byChunk()
+	if phase == mail.PhaseData && !chunk {
 		wantClass = 3
 	}
 	class := reply.Code / 100
 	switch {
 	case err != nil:
 		x.broke(phase, err)
+	case chunk && class == 2:
+		x.chunks = true
+		return x.Accepted > 0
+	case chunk && class == 5 && x.Accepted > 0 && !x.mailRefused:
+		return x.withoutChunks()
 	case reply.Code == 421:
 		// RFC 5321 §3.8: the host closes the connection, at any point.
 		x.end(Answer{Phase: phase, Reply: reply})
-	case class == 2 && phase == mail.PhaseData || class == 3 && phase != mail.PhaseData:
+	case class == 2 && phase == mail.PhaseData || class == 3 && (phase != mail.PhaseData || chunk):
 		x.end(Answer{Phase: phase, Reply: reply, Err: ErrOutOfStep})
 	case phase == mail.PhaseMail && class != wantClass:
 		x.mailRefused = true
@@ -260,93 +218,36 @@ func (x *sending) answer(command int) bool {
 	return false
 }
 
+// withoutChunks goes on by DATA at a host that offers CHUNKING and refuses
+// BDAT. It reports whether the content is to follow.
+func (x *sending) withoutChunks() bool {
+	x.offers.chunking, x.offers.binary = false, false
+	if x.binary {
+		x.all(Answer{Phase: mail.PhaseData, Err: ErrNeedsBinary})
+		return false
+	}
+	x.command = append(x.command[:0], "DATA\r\n"...)
+	if err := x.flushCommands(x.timeouts.Block); err != nil {
+		x.hungUp(mail.PhaseData, err)
+		return false
+	}
+	return x.answer(commandRcpt + len(x.t.Recipients))
+}
+
 // nothing ends the data of a host that said 354 though it refused MAIL or
 // all recipients, and reads its refusal: RFC 2920 §3.1.
 func (x *sending) nothing() {
 	x.command = append(x.command[:0], ".\r\n"...)
 	err := x.flushCommands(x.timeouts.Block)
+	if x.lmtp {
+		x.over = true // RFC 2033 §4.2: as many replies as recipients, which is none
+		return
+	}
 	if err == nil {
 		_, err = x.await(mail.PhaseDot, x.timeouts.Dot)
 	}
 	if err != nil {
 		x.over = true
-	}
-}
-
-// content sends the content, the final dot, and reads the last reply.
-func (x *sending) content() {
-	if err := x.write(); err != nil {
-		x.hungUp(mail.PhaseBody, err)
-		return
-	}
-	x.sentAt = time.Now()
-	reply, err := x.await(mail.PhaseDot, x.timeouts.Dot)
-	switch {
-	case err != nil:
-		x.end(Answer{Phase: mail.PhaseDot, Err: fault(x.ctx, err), Uncertain: true})
-	case reply.Code/100 == 3:
-		x.end(Answer{Phase: mail.PhaseDot, Reply: reply, Err: ErrOutOfStep, Uncertain: true})
-	case reply.Code == 421:
-		x.end(Answer{Phase: mail.PhaseDot, Reply: reply})
-	default:
-		x.owesReset = !reply.Positive()
-		x.all(Answer{Phase: mail.PhaseDot, Reply: reply})
-	}
-}
-
-// write writes the content and the final dot. After an error the dot has not
-// left as a whole, so the host cannot have taken the message.
-func (x *sending) write() error {
-	x.out.timeout = x.timeouts.Block
-	if x.r.Buffered() > 0 {
-		return ErrOutOfStep // taken for the reply to the dot it would lose mail
-	}
-	w := smtp.NewDotWriter(x.w)
-	if content := x.t.Content; content != nil {
-		// The last of it waits in the buffer and leaves with the dot.
-		last := max(len(content)-writeBuffer/2, 0)
-		for _, part := range [][]byte{content[:last], content[last:]} {
-			if _, err := w.Write(part); err != nil {
-				return err
-			}
-		}
-	} else if err := x.stream(w); err != nil {
-		return err
-	}
-	if x.t.BeforeDot != nil {
-		if err := x.t.BeforeDot(); err != nil {
-			return fmt.Errorf("%w: %w", ErrWithheld, err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	return x.w.Flush()
-}
-
-// stream copies the content from Open to w.
-func (x *sending) stream(w io.Writer) error {
-	content, err := x.t.Open()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrContent, err)
-	}
-	defer func() { _ = content.Close() }() // all was read, or the transaction is given up
-	if x.copying == nil {
-		x.copying = make([]byte, maxBlock)
-	}
-	for {
-		n, err := content.Read(x.copying)
-		if n > 0 {
-			if _, err := w.Write(x.copying[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return fmt.Errorf("%w: %w", ErrContent, err)
-		}
 	}
 }
 
@@ -358,7 +259,7 @@ func (x *sending) broke(phase mail.Phase, err error) {
 
 // hungUp ends the session after a write failed or was given up.
 func (x *sending) hungUp(phase mail.Phase, err error) {
-	if errors.Is(err, ErrContent) || errors.Is(err, ErrWithheld) || errors.Is(err, smtp.ErrBareNewline) {
+	if isOurs(err) {
 		x.broke(phase, err)
 		return
 	}

@@ -20,7 +20,9 @@ type Session struct {
 	timeouts Timeouts
 	observe  func(Step) // of the call under way; may be nil
 	offers   offers
+	lmtp     bool // the host speaks LMTP
 	secure   string
+	verified bool // TLS, and the policy of the route vouches for the certificate
 
 	tcp, conn net.Conn // without and with TLS; the same in plaintext
 	r         *bufio.Reader
@@ -28,6 +30,7 @@ type Session struct {
 	out       blockWriter
 	command   []byte    // reused: the commands about to be written
 	copying   []byte    // reused: a block of streamed content
+	chunks    bool      // the host has taken a chunk: BDAT works
 	sentAt    time.Time // the last group of commands left
 
 	used      int  // transactions begun
