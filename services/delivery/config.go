@@ -14,6 +14,7 @@ import (
 	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/services/delivery/internal/egress"
+	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
 // Config is the configuration of the service.
@@ -25,6 +26,7 @@ type Config struct {
 	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
 	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"5ms" desc:"How long outcomes wait for others, to be settled together. The window for duplicates after a crash grows by as much."`
+	Conversion   string        `envconfig:"CONVERT_8BIT" default:"always" desc:"What becomes of 8-bit content for a host without 8BITMIME: always converted to 7-bit, converted if unsigned, or never: then it comes back (5.6.3)."`
 	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
 	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`
 	EgressPorts  []uint16      `envconfig:"EGRESS_PORTS" default:"25,465,587,24" desc:"Ports of remote hosts that other workers may reach through EGRESS_LISTEN."`
@@ -55,6 +57,11 @@ func (c Config) Validate() error {
 		if v.value < v.min {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is too small", v.name))
 		}
+	}
+	switch smtpclient.Conversion(c.Conversion) {
+	case "", smtpclient.ConvertAlways, smtpclient.ConvertUnsigned, smtpclient.ConvertNever:
+	default:
+		errs = append(errs, fmt.Errorf("POSTRIDER_CONVERT_8BIT is %q, want always, unsigned or never", c.Conversion))
 	}
 	for _, address := range []string{c.EgressListen, c.EgressName} {
 		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {

@@ -73,6 +73,7 @@ type worker struct {
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	slotMap     *slotMap
+	credentials credentials
 	sources     atomic.Pointer[sources]
 	egressKey   string
 

@@ -35,6 +35,9 @@ func demandOf(r *mail.DeliveryRequest, h mail.Host) demand {
 	if d.level == "" {
 		d.level = mail.TLSMay
 	}
+	if route.ImplicitTLS {
+		d.atLeast(mail.TLSEncrypt) // there is no plaintext to fall back to
+	}
 	if d.level == mail.TLSNone {
 		if !m.Envelope.RequireTLS {
 			return d

@@ -38,7 +38,8 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 		delayNotice = values.DelayNoticeAfter
 		switch {
 		case !o.Untried:
-			o.NextAttemptAt = values.RetrySchedule.NextAttempt(a.over, p.ExpiresAt, p.Tries, a.jitter)
+			scheduled := values.RetrySchedule.NextAttempt(a.over, p.ExpiresAt, p.Tries, a.jitter)
+			o.NextAttemptAt = patienceOf(&o, p.Tries).next(a.over, scheduled)
 		case a.taking.Err() != nil || a.lease.left() <= 0:
 			o.NextAttemptAt = a.over // for whoever goes on
 		default:

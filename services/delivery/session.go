@@ -42,9 +42,10 @@ type session struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	conn   *smtpclient.Session // nil before it is greeted
-	target target
-	demand demand // on TLS, of the job that the connection was opened for
+	conn    *smtpclient.Session // nil before it is greeted
+	target  target
+	demand  demand  // on TLS, of the job that the connection was opened for
+	channel channel // of all that is served here
 
 	mu      sync.Mutex
 	dotSent bool // guarded by mu: to cut now may make a duplicate
@@ -133,7 +134,7 @@ func (ss *session) serve(j *job) bool {
 // the job's sources and goes to one of the hosts of its route, under the same
 // demands on TLS, and the job has not been here in vain.
 func (ss *session) serves(j *job) bool {
-	return ss.site.turn(j.flow.pool).may(ss.lane, j) && !slices.Contains(j.tried, ss.target.addr) &&
+	return ss.site.turn(j.flow.pool).may(ss.lane, j) && ss.channel == channelOf(j.request) && !slices.Contains(j.tried, ss.target.addr) &&
 		slices.ContainsFunc(j.request.Route.Hosts, func(h mail.Host) bool {
 			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port && ss.demand.equals(demandOf(j.request, h))
 		})
@@ -197,6 +198,14 @@ func (a *attempt) connect(ctx context.Context) bool {
 		return slices.Contains(j.tried, t.addr) || a.source.reach&familyOf(t.addr.Addr()) == 0
 	})
 	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
+	a.channel = channelOf(j.request)
+	credential, err := a.credential(ctx, a.channel.credential)
+	if err != nil {
+		a.lane.neverBegan()
+		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
+		a.settleAll(answer, a.ownTrouble(answer))
+		return false
+	}
 	var retry tlsRetry
 	timeouts := a.values(j.request).Timeouts
 	for i := 0; i < len(targets); {
@@ -221,6 +230,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 		o := a.tlsOptions(t.addr, retry)
 		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
 		o.Timeouts, o.Observe = timeouts, a.saw
+		o.ImplicitTLS, o.LMTP, o.Auth = a.channel.implicitTLS, a.channel.lmtp, credential
 		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
 		if errors.Is(answer.Err, egress.ErrEgress) {
 			a.goElsewhere(answer)
@@ -329,6 +339,7 @@ func (a *attempt) relay(ctx context.Context) {
 	mailOver := false
 	t := smtpclient.Transaction{
 		Message: &j.request.Message, Recipients: j.request.Recipients, Content: l.content.Bytes, BeforeDot: a.mayDot,
+		Conversion: smtpclient.Conversion(a.config.Conversion),
 		Observe: func(step smtpclient.Step) {
 			if step.Phase == mail.PhaseMail && !mailOver {
 				mailOver = true

@@ -73,6 +73,11 @@ func judge(c circumstances) verdict {
 		// the pause gives a slow host time to find the duplicate by itself.
 		return delayed(a, scopeSession, moveSettle)
 	}
+	if perHost := errors.Is(a.Err, smtpclient.ErrNeedsRequireTLS) || errors.Is(a.Err, smtpclient.ErrTooLate); perHost && !c.last {
+		// RFC 8689 §4.2.1: a host that does not support it is passed over. So
+		// is one that is slower than RFC 2852 lets it be.
+		return delayed(a, scopeTransaction, moveNextHost)
+	}
 	if v, ours := judgeOurs(a); ours {
 		return v
 	}
@@ -84,6 +89,8 @@ func judge(c circumstances) verdict {
 		return c.hostTrouble()
 	case mail.PhaseStartTLS:
 		return c.tlsTrouble()
+	case mail.PhaseAuth:
+		return c.authTrouble()
 	case mail.PhaseMail, mail.PhaseRcpt, mail.PhaseData, mail.PhaseBody, mail.PhaseDot:
 		return c.transactionTrouble()
 	}
@@ -102,8 +109,12 @@ func judgeOurs(a smtpclient.Answer) (verdict, bool) {
 		return fail(3, 4) // RFC 1870 §6.1
 	case errors.Is(err, smtpclient.ErrNeedsSMTPUTF8):
 		return fail(6, 7) // RFC 6531 §3.5
-	case errors.Is(err, smtpclient.ErrNeedsBinary):
+	case errors.Is(err, smtpclient.ErrNeedsBinary), errors.Is(err, smtpclient.ErrNeeds8Bit):
 		return fail(6, 3) // RFC 3463 §3.7: conversion required but not supported
+	case errors.Is(err, smtpclient.ErrNeedsRequireTLS):
+		return fail(7, 30) // RFC 8689 §4.2.1
+	case errors.Is(err, smtpclient.ErrTooLate):
+		return fail(4, 7) // RFC 2852 §4.1: delivery time expired
 	case errors.Is(err, smtp.ErrBareNewline):
 		return fail(6, 0) // RFC 3463 §3.7
 	case errors.Is(err, smtpclient.ErrContent), errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrClosed),
@@ -152,6 +163,17 @@ func (c circumstances) tlsTrouble() verdict {
 		// RFC 7435 §4: encryption is a bonus here, so its failure must not
 		// stop the mail.
 		return delayed(c.answer, scopeSession, movePlaintext)
+	}
+	return c.hostTrouble()
+}
+
+// authTrouble: we could not prove who we are. That says nothing of the mail,
+// which waits for the operator. A password that one host refuses is not tried
+// at the next one: providers lock accounts for that.
+func (c circumstances) authTrouble() verdict {
+	a := c.answer
+	if a.Reply.Permanent() || errors.Is(a.Err, smtpclient.ErrAuthUnverified) || errors.Is(a.Err, smtpclient.ErrAuthExchange) {
+		return delayed(a, scopeSite, moveSettle)
 	}
 	return c.hostTrouble()
 }
@@ -257,8 +279,16 @@ func errorStatus(a smtpclient.Answer) (subject, detail uint16) {
 		return 7, 4 // RFC 3463 §3.8: security features not supported
 	case errors.Is(err, smtpclient.ErrHandshake), errors.Is(err, errPolicy):
 		return 7, 5 // cryptographic failure; Postfix has the same for DANE
-	case errors.Is(err, errNoRequireTLS):
+	case errors.Is(err, errNoRequireTLS), errors.Is(err, smtpclient.ErrNeedsRequireTLS):
 		return 7, 30 // RFC 8689 §7: REQUIRETLS support required
+	case errors.Is(err, smtpclient.ErrAuthUnverified):
+		return 7, 11 // RFC 4954 §6: encryption needed for the mechanism
+	case errors.Is(err, smtpclient.ErrNoAuth):
+		return 7, 4
+	case errors.Is(err, smtpclient.ErrAuthExchange):
+		return 7, 8
+	case errors.Is(err, smtpclient.ErrTooLate):
+		return 4, 7 // RFC 3463 §3.5: delivery time expired
 	case errors.Is(err, smtp.ErrReply), errors.Is(err, smtpclient.ErrOutOfStep):
 		return 5, 0 // RFC 3463 §3.6: undefined protocol status
 	case errors.Is(err, smtpclient.ErrContent), errors.Is(err, smtpclient.ErrWithheld), errors.Is(err, smtpclient.ErrClosed),

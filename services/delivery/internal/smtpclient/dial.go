@@ -117,8 +117,8 @@ func (s *Session) speakOn(c net.Conn) {
 // success.
 func (s *Session) open(ctx context.Context, o Options) Answer {
 	if o.ImplicitTLS {
-		if err := s.handshake(ctx, o); err != nil {
-			return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
+		if failed := s.secureBy(ctx, o); failed.Phase != "" {
+			return failed
 		}
 	}
 	s.sentAt = time.Now()
@@ -180,15 +180,24 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 	case reply.Code/100 != 2:
 		return Answer{}
 	}
-	if err := s.handshake(ctx, o); err != nil {
-		var untrusted *tls.CertificateVerificationError
-		if errors.As(err, &untrusted) {
-			err = fmt.Errorf("%w: %w", ErrUntrusted, err)
-		}
-		return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
+	if failed := s.secureBy(ctx, o); failed.Phase != "" {
+		return failed
 	}
 	// RFC 3207 §4.2: what the host said before is worth nothing.
 	return s.sayHello(ctx, o.Hello)
+}
+
+// secureBy begins TLS. The zero Answer is success.
+func (s *Session) secureBy(ctx context.Context, o Options) Answer {
+	err := s.handshake(ctx, o)
+	if err == nil {
+		return Answer{}
+	}
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		err = fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	return Answer{Phase: mail.PhaseStartTLS, Err: fmt.Errorf("%w: %w", ErrHandshake, fault(ctx, err))}
 }
 
 func (s *Session) handshake(ctx context.Context, o Options) error {
@@ -230,7 +239,7 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s.verified = o.TLS == mail.TLSVerify
+	s.verified = o.TLS == mail.TLSVerify || o.TLS == mail.TLSDANE
 	state := c.ConnectionState()
 	s.secure = strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite)
 	// Octets that came in plaintext behind the 220 are dropped here: taken

@@ -17,14 +17,16 @@
 //
 //   - EHLO falls back to HELO; STARTTLS by the mail.TLSLevel of the route, with
 //     all that came before the handshake dropped (RFC 3207 §4.2);
+//   - AUTH leaves over verified TLS only; LMTP hosts get LHLO, and answer for
+//     each recipient;
 //   - MAIL, RCPT and DATA leave in one write where PIPELINING is offered
 //     (RFC 2920), an RSET that is owed from the last transaction with them;
-//   - SIZE, BODY, SMTPUTF8 and the DSN parameters are sent where they are
-//     offered; a message that the host cannot take is not offered to it;
-//   - content is dot-stuffed and otherwise not changed by an octet. Content
-//     with octets over 127 is sent to a host without 8BITMIME as it stands, as
-//     Exim does: such hosts are rare, nearly all pass 8-bit content, and a
-//     bounce or a broken signature helps nobody;
+//   - SIZE, BODY, SMTPUTF8, BY, MT-PRIORITY, REQUIRETLS and the DSN parameters
+//     are sent where they are offered; a message that the host cannot take is
+//     not offered to it;
+//   - content goes by BDAT where CHUNKING works, else dot-stuffed, and is
+//     otherwise not changed by an octet, unless a host without 8BITMIME wants
+//     it 7-bit (package sevenbit);
 //   - every wait has its own limit (RFC 5321 §4.5.3.2), every reply its bounds;
 //   - the final dot leaves only after Transaction.BeforeDot allowed it, and if
 //     no reply to it comes the answers are marked Uncertain (RFC 1047).
