@@ -24,7 +24,7 @@ const shapingFile = `
 ["default"]
 connection_limit = 12
 data_timeout = "30s"
-enable_mta_sts = true
+remember_broken_tls = "1 day"
 
 [provider."big"]
 match = [{MXSuffix=".big.test"}]
@@ -67,7 +67,7 @@ func TestShapingCommands(t *testing.T) {
 	}
 	write(shapingFile)
 	l.ok("shaping validate "+file,
-		`"default".enable_mta_sts: known, and without effect here`,
+		`"default".remember_broken_tls: known, and without effect here`,
 		`"gone.example": `,
 		`provider."big" and provider."bigger" overlap`,
 		`orange.example, wanadoo.example are one site, smtp.orange.test`,

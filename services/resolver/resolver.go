@@ -83,6 +83,9 @@ func newFinder(cfg Config, db *store.Store) (*mx.Resolver, *mtasts.Finder, error
 		AddressLiterals: cfg.AddressLiterals,
 		Timeout:         cfg.DNSTimeout,
 	}
+	if len(look.OwnAddresses) == 0 {
+		look.OwnAddresses = mx.LocalAddresses()
+	}
 	if !cfg.MTASTS {
 		finder, err := mx.New(look)
 		return finder, nil, err

@@ -18,7 +18,7 @@ import (
 type Config struct {
 	Servers         []string       // "ip" or "ip:port"; none: /etc/resolv.conf
 	OwnNames        []string       // of this mail system; MX records that lead back to one are loops
-	OwnAddresses    []netip.Prefix // the same for addresses; none: those of this machine
+	OwnAddresses    []netip.Prefix // the same for addresses
 	TrustAD         bool           // the servers validate DNSSEC, and nobody can forge what they say
 	STS             Policies       // finds MTA-STS policies; nil: nobody looks
 	Port            uint16         // of MX hosts; default 25

@@ -14,21 +14,17 @@ type self struct {
 	nets  []netip.Prefix
 }
 
-// newSelf takes what was declared; without addresses, those of this machine.
 func newSelf(names []string, nets []netip.Prefix) self {
 	s := self{nets: nets}
 	for _, n := range names {
 		s.names = append(s.names, strings.ToLower(strings.TrimSuffix(n, ".")))
 	}
-	if len(nets) == 0 {
-		s.nets = local()
-	}
 	return s
 }
 
-// local returns the addresses of this machine but for loopback ones: those
-// are refused as targets, and who allows them has another server there.
-func local() (nets []netip.Prefix) {
+// LocalAddresses returns the addresses of this machine but for loopback ones:
+// those are refused as targets, and who allows them has another server there.
+func LocalAddresses() (nets []netip.Prefix) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil // names must do
