@@ -62,6 +62,8 @@ END $$;
 -- +goose StatementBegin
 -- matching locks and returns the recipients that are in one of the states,
 -- are in no transaction with a remote host, and meet every filter given.
+-- Callers ask again for NOT dispatched in their update: what they see may be
+-- another version of the row than the one that was locked.
 CREATE FUNCTION postrider.matching(p_queue_id uuid, p_domain text, p_reverse_path text, p_site text, p_tenant text,
                                    p_campaign text, p_states postrider.recipient_state[])
 RETURNS TABLE (queue_id uuid, recipient_no integer)
@@ -92,7 +94,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
         UPDATE recipients r
         SET state = 'held', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false, next_attempt_at = r.expires_at
         FROM matching($1, $2, $3, $4, $5, $6, '{queued}') x
-        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
+        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no AND NOT r.dispatched
         RETURNING 1)
     SELECT count(*) FROM changed
 $$;
@@ -107,7 +109,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
         UPDATE recipients r
         SET state = 'queued', rung = false, released = true, next_attempt_at = now()
         FROM matching($1, $2, $3, $4, $5, $6, '{held}') x
-        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
+        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no AND NOT r.dispatched
         RETURNING 1)
     SELECT count(*) FROM changed
 $$;
@@ -122,7 +124,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
         UPDATE recipients r
         SET attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false, next_attempt_at = now()
         FROM matching($1, $2, $3, $4, $5, $6, '{queued}') x
-        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
+        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no AND NOT r.dispatched
         RETURNING 1)
     SELECT count(*) FROM changed
 $$;
@@ -138,7 +140,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
         SET state = 'failed', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false,
             next_attempt_at = NULL, final_at = now()
         FROM matching($2, $3, $4, $5, $6, $7, '{queued,held}') x
-        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
+        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no AND NOT r.dispatched
         RETURNING r.queue_id, r.recipient_no, r.attempt),
     logged AS (
         INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, status, started_at, reply)
@@ -159,7 +161,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
         SET state = 'cancelled', attempt = r.attempt + 1, worker_id = NULL, slot = NULL, rung = false,
             next_attempt_at = NULL, final_at = now(), final_reported = true
         FROM matching($2, $3, $4, $5, $6, $7, '{queued,held}') x
-        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no
+        WHERE r.queue_id = x.queue_id AND r.recipient_no = x.recipient_no AND NOT r.dispatched
         RETURNING r.queue_id, r.recipient_no, r.attempt),
     logged AS (
         INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, started_at, reply)

@@ -69,8 +69,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		"enable_material":   "off",
 	}
 	// A statement with a join of partitions looks expensive enough for the
-	// compiler as soon as much mail waits, and then compiling takes a hundred
-	// times as long as the statement, each time.
+	// compiler as soon as much mail waits, though it reads a few hundred rows,
+	// and it would be compiled anew each time.
 	interpreted := map[string]string{"jit": "off"}
 	s := &Store{}
 	for _, p := range []struct {

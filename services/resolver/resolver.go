@@ -32,7 +32,7 @@ const (
 	patience     = 500 * time.Millisecond // a batch waits so long for its look-ups; those that go on are followed apart
 	followAtMost = 4096                   // recipients that are followed apart; then batches wait
 	refreshEvery = time.Second            // homes and routing table
-	lostEvery    = time.Second            // due rows, while the bus is down
+	lostEvery    = 500 * time.Millisecond // due rows, while the bus is down
 	lostAtMost   = 500                    // rows at a time
 	readWithin   = 5 * time.Second        // one of these reads
 	drainWithin  = 5 * time.Second

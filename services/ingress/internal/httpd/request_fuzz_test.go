@@ -182,7 +182,7 @@ func wantValid(t *testing.T, sub *mail.Submission) {
 		t.Errorf("%d octets, said to be %d", len(sub.Content), sub.SizeBytes)
 	}
 	for _, r := range sub.Recipients {
-		if strings.ContainsAny(string(r.ForwardPath)+string(sub.Envelope.ReversePath)+sub.Envelope.EnvID+string(r.ORCPT), "\r\n\x00") {
+		if strings.ContainsAny(string(r.ForwardPath)+string(sub.Envelope.ReversePath)+sub.Envelope.EnvID+r.ORCPT, "\r\n\x00") {
 			t.Errorf("envelope %+v, %+v", sub.Envelope, r)
 		}
 	}
