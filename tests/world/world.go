@@ -37,6 +37,7 @@ const (
 	RemotePort  = 12625 // of every remote host
 	smtpPort    = 12525 // ingress copy 0; the next copy has the next port
 	natsPort    = 14222
+	httpPort    = 18025 // of ingress copy 0, as above
 	metricsPort = 19100 // of the first process; the next has the next port
 )
 
@@ -87,6 +88,7 @@ type Service struct {
 
 	world   *World
 	smtp    string // ingress only
+	http    string // as smtp
 	metrics string
 
 	mu      sync.Mutex // guards process
@@ -242,7 +244,7 @@ func list(env map[string]string) []string {
 func (w *World) newService(name string, c int) *Service {
 	s := &Service{Name: name, Copy: c, world: w, metrics: w.address(1, metricsPort+len(w.services))}
 	if name == "ingress" {
-		s.smtp = w.address(1, smtpPort+c)
+		s.smtp, s.http = w.address(1, smtpPort+c), w.address(1, httpPort+c)
 	}
 	return s
 }
@@ -273,6 +275,9 @@ func (w *World) Add(name string) *Service {
 // SMTP returns where a copy of ingress takes mail.
 func (w *World) SMTP(c int) string { return w.Service("ingress", c).smtp }
 
+// HTTP returns where a copy of ingress takes mail by HTTP.
+func (w *World) HTTP(c int) string { return "http://" + w.Service("ingress", c).http }
+
 // String returns the name and copy, such as "delivery-1".
 func (s *Service) String() string { return fmt.Sprintf("%s-%d", s.Name, s.Copy) }
 
@@ -282,7 +287,7 @@ func (s *Service) Start() error {
 	env["POSTRIDER_METRICS_LISTEN"] = s.metrics
 	if s.smtp != "" {
 		env["POSTRIDER_SMTP_LISTEN"] = s.smtp
-		env["POSTRIDER_HTTP_LISTEN"] = "127.0.0.1:0"
+		env["POSTRIDER_HTTP_LISTEN"] = s.http
 	}
 	p, err := proc.Start(proc.Spec{
 		Name: s.String(), Path: filepath.Join(s.world.bin, s.Name), Env: list(env), LogDir: s.world.Dir,
