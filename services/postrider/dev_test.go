@@ -306,8 +306,8 @@ func TestDevWalk(t *testing.T) {
 	// The demo destination takes over: held mail stays, the other leaves.
 	var demo string
 	for _, line := range strings.Split(p.must("route", "list"), "\n") {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "demo.test" {
-			demo = f[2]
+		if f := strings.Fields(line); len(f) == 5 && f[0] == "demo.test" {
+			demo = f[4]
 		}
 	}
 	p.must("route", "set", "dead.test", demo)
@@ -353,7 +353,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"queue", 1, "make run"},
 		{"no-such-command", 2, "unknown command"},
 		{"site nonsense", 2, "unknown command"},
-		{"route set example.com nonsense", 2, "HOST:PORT"},
+		{"route set example.com nonsense:x", 2, "HOST:PORT"},
 	} {
 		cmd := p.command(strings.Fields(tc.args)...)
 		out, _ := cmd.CombinedOutput() // the exit code is looked at
