@@ -72,9 +72,9 @@ func (s *session) scram(initial string) (user string, ok bool) {
 		s.server.note(err)
 		return "", false
 	}
-	for said, done := decode(initial), false; ; {
-		var reply string
-		if reply, done, err = exchange.Step(said); err != nil {
+	for said := decode(initial); ; {
+		reply, done, err := exchange.Step(said)
+		if err != nil {
 			return user, false
 		}
 		said = decode(s.challenge(reply))

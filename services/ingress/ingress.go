@@ -127,8 +127,8 @@ func (l *Listeners) Close() error {
 // Addrs returns the addresses of all SMTP listeners.
 func (l *Listeners) Addrs() []net.Addr {
 	all := make([]net.Addr, len(l.doors))
-	for i, door := range l.doors {
-		all[i] = door.Listener.Addr()
+	for i := range l.doors {
+		all[i] = l.doors[i].Listener.Addr()
 	}
 	return all
 }
@@ -161,7 +161,8 @@ func (l *Listeners) HTTPSAddr() net.Addr {
 }
 
 func (l *Listeners) find(like smtpd.Door) net.Addr {
-	for _, door := range l.doors {
+	for i := range l.doors { // by index: Run counts in them
+		door := &l.doors[i]
 		if door.Submission == like.Submission && door.ImplicitTLS == like.ImplicitTLS {
 			return door.Listener.Addr()
 		}
