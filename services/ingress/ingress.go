@@ -115,8 +115,8 @@ func (l *Listeners) openOwn(ctx context.Context, own *listener, cfg Config) erro
 // Close closes all addresses. Run does so by itself.
 func (l *Listeners) Close() error {
 	var errs []error
-	for _, door := range l.doors {
-		errs = append(errs, door.Listener.Close())
+	for i := range l.doors {
+		errs = append(errs, l.doors[i].Listener.Close())
 	}
 	for _, web := range l.web {
 		errs = append(errs, web.Close())
