@@ -27,7 +27,11 @@ const (
 // whose hint really was lost; so it must go, and its rows are rung again.
 const (
 	maxAgeQueued = 10 * time.Minute
-	maxAgeReady  = time.Minute // a worker takes frames at once and parks what does not fit
+	// A worker takes frames at once and parks what does not fit. What is older
+	// is for one that is gone, perhaps unseen by any that could drain it: it
+	// goes before the arming of its rows ends (store.Rearm, 5 s), or they
+	// would be taken for late and not be rung.
+	maxAgeReady = 4 * time.Second
 )
 
 // streams returns what the streams must look like. Work-queue retention: a

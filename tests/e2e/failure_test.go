@@ -305,7 +305,7 @@ func TestDelayNotice(t *testing.T) {
 	t.Parallel()
 	w := shared.Get(t)
 	reports := sender(t, w, "late-sender.test")
-	host := w.Host(t, "mx.late.test", smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Rcpt, Do: smtptest.Reply(450, "4.2.2 full")}}})
+	host := w.Host(t, "mx.late.test", smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Rcpt, Do: smtptest.Reply(450, "4.3.2 not now")}}})
 	w.MX(t, "late.test", "10 mx.late.test")
 	sent := content("late")
 	id := send(t, w, 0, submit.Message{From: "me@late-sender.test", To: []string{"a@late.test"}, Content: sent})
