@@ -47,7 +47,7 @@ func TestBdatThatDoesNotWork(t *testing.T) {
 				t.Fatal(codes(got))
 			}
 		}
-		if got := verbs(mx); got != "EHLO MAIL RCPT BDAT DATA MAIL RCPT DATA" {
+		if got := verbs(mx); got != "EHLO MAIL RCPT BDAT RSET MAIL RCPT DATA MAIL RCPT DATA" {
 			t.Errorf("commands %s", got)
 		}
 	}

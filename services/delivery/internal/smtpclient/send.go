@@ -219,20 +219,17 @@ func (x *sending) answer(command int) bool {
 	return false
 }
 
-// withoutChunks goes on by DATA at a host that offers CHUNKING and refuses
-// BDAT. It reports whether the content is to follow.
+// withoutChunks begins the transaction anew, with RSET and for DATA, at a host
+// that offers CHUNKING and refuses BDAT: RFC 3030 §2, no DATA behind BDAT. It reports whether the content is to follow.
 func (x *sending) withoutChunks() bool {
 	x.offers.chunking, x.offers.binary = false, false
 	if x.binary {
 		x.all(Answer{Phase: mail.PhaseData, Err: ErrNeedsBinary})
 		return false
 	}
-	x.command = append(x.command[:0], "DATA\r\n"...)
-	if err := x.flushCommands(x.timeouts.Block); err != nil {
-		x.hungUp(mail.PhaseData, err)
-		return false
-	}
-	return x.answer(commandRcpt + len(x.t.Recipients))
+	clear(x.Answers)
+	x.Accepted = 0
+	return x.envelope()
 }
 
 // nothing ends the data of a host that said 354 though it refused MAIL or
