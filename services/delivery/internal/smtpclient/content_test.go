@@ -37,7 +37,7 @@ func TestChunks(t *testing.T) {
 	}
 }
 
-// A host that only says that it has BDAT gets DATA, in the same transaction,
+// A host that only says that it has BDAT gets DATA, in a transaction begun anew,
 // and none of the content before.
 func TestBdatThatDoesNotWork(t *testing.T) {
 	for _, code := range []int{500, 502, 503} {
