@@ -65,6 +65,11 @@ func handshakes() []*Scenario {
 	refused := relayed()
 	refused.Plaintext = true
 	badCert := before("4.7.5")
+	// A handshake that breaks is tried once more with a smaller hello.
+	twice := before("4.7.5")
+	twice.Connections = 2
+	thrice := after(3, 1)
+	thrice.Plaintext = true
 	add("good", "has a good certificate", good, encrypted, encrypted, "")
 	add("expired", "has a certificate that has expired", func(k *Kit, name string) (*tls.Config, error) { return k.Authority.Expired(name) }, encrypted, badCert, "")
 	add("wrong-name", "has a certificate for another name", func(k *Kit, _ string) (*tls.Config, error) { return k.Authority.Server("other.test") }, encrypted, badCert, "")
@@ -75,10 +80,10 @@ func handshakes() []*Scenario {
 			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 		}
 		return config, err
-	}, plain, badCert, "")
+	}, thrice, twice, "")
 
 	handshake := func(name, host, shape string, do smtptest.Act) {
-		add(name, host, good, plain, badCert, shape, smtptest.Rule{At: smtptest.Handshake, Do: do})
+		add(name, host, good, thrice, twice, shape, smtptest.Rule{At: smtptest.Handshake, Do: do})
 	}
 	handshake("tls-plaintext", "goes on in plaintext after its 220", `starttls_timeout = "1s"`, smtptest.Then(smtptest.Raw("250 mx.test\r\n"), smtptest.Stall()))
 	handshake("tls-garbage", "answers the handshake with what is no TLS", "", smtptest.AfterBytes(1, smtptest.Then(smtptest.Raw("\x00\x01\x02 no TLS at all\xff"), smtptest.Stall())))
