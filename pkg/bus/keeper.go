@@ -28,10 +28,9 @@ const (
 const (
 	maxAgeQueued = 10 * time.Minute
 	// A worker takes frames at once and parks what does not fit. What is older
-	// is for one that is gone, perhaps unseen by any that could drain it: it
-	// goes before the arming of its rows ends (store.Rearm, 5 s), or they
-	// would be taken for late and not be rung.
-	maxAgeReady = 4 * time.Second
+	// than twice ackWait is for a worker that is gone, unseen by any that could
+	// drain it, and keeps rows from being rung.
+	maxAgeReady = 2 * ackWait
 )
 
 // streams returns what the streams must look like. Work-queue retention: a
