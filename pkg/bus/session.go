@@ -56,19 +56,28 @@ func (s *session) run(ctx, period context.Context) error {
 	stopTaking()
 	// What was fetched and not handled goes back at once: another consumer
 	// need not wait for ackWait. Without a connection there is nobody to tell.
+	// The handlers may take long over what they hold.
 	close(s.over)
+	s.giveBack()
 	if s.bus.nc.IsConnected() {
 		consuming.Drain()
 		wait(context.Background(), consuming.Closed(), time.Second)
 	}
 	consuming.Stop()
+	s.giveBack()
 	handlers.Wait() //nolint:errcheck // handlers return nil
+	s.giveBack()
+	return err
+}
+
+// giveBack lets another consumer have what arrived and is in no hands.
+func (s *session) giveBack() {
 	for {
 		select {
 		case m := <-s.arrived:
 			answer(m.Nak())
 		default:
-			return err
+			return
 		}
 	}
 }
