@@ -15,7 +15,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,8 +172,12 @@ func (w *World) place(parent string) error {
 }
 
 func (w *World) address(host, port int) string {
-	return fmt.Sprintf("%s.%d:%d", w.network, host, port)
+	return fmt.Sprintf("%s:%d", w.Address(host), port)
 }
+
+// Address returns an address of the world's network, for a client that is to
+// come from another one than the others.
+func (w *World) Address(host int) string { return fmt.Sprintf("%s.%d", w.network, host) }
 
 // Network returns the world's network in CIDR form.
 func (w *World) Network() string { return w.network + ".0/24" }
@@ -317,25 +320,6 @@ func (s *Service) WaitReady(ctx context.Context) error {
 		return s.Ready(ctx)
 	})
 	return err
-}
-
-// Ready asks /readyz once.
-func (s *Service) Ready(ctx context.Context) error { return get(ctx, "http://"+s.metrics+"/readyz") }
-
-func get(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	return nil
 }
 
 // Kill ends the process as kill -9 does.

@@ -125,6 +125,27 @@ func (t Tree) PSS(root int) (int64, error) {
 	return sum, nil
 }
 
+// Resident is the memory of one process, in bytes.
+type Resident struct{ Now, Peak int64 }
+
+// ReadResident reads the resident set size of a process, and the largest that
+// it ever had.
+func ReadResident(pid int) (Resident, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return Resident{}, err
+	}
+	var r Resident
+	for name, to := range map[string]*int64{"VmRSS:": &r.Now, "VmHWM:": &r.Peak} {
+		_, rest, _ := strings.Cut(string(text), name)
+		if _, err := fmt.Sscanf(rest, "%d kB", to); err != nil {
+			return Resident{}, fmt.Errorf("%s of process %d: %w", name, pid, err)
+		}
+		*to <<= 10
+	}
+	return r, nil
+}
+
 // Disk is a block device by its row in /proc/diskstats.
 type Disk struct {
 	Name         string

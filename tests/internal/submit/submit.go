@@ -62,10 +62,21 @@ func (s *Session) Command(format string, args ...any) (Reply, error) {
 
 // Raw sends bytes as they are and reads one reply.
 func (s *Session) Raw(data []byte) (Reply, error) {
-	if _, err := s.conn.Write(data); err != nil {
+	if err := s.Send(data); err != nil {
 		return Reply{}, err
 	}
 	return s.read()
+}
+
+// Send sends bytes as they are and reads nothing.
+func (s *Session) Send(data []byte) error {
+	_, err := s.conn.Write(data)
+	return err
+}
+
+// Patience sets how long the session may go on from now.
+func (s *Session) Patience(limit time.Duration) error {
+	return s.conn.SetDeadline(time.Now().Add(limit))
 }
 
 func (s *Session) read() (Reply, error) {
@@ -112,28 +123,28 @@ func Send(ctx context.Context, addr string, m Message) (string, error) {
 		return "", err
 	}
 	defer s.Close()
-	if err := s.expect(250, "EHLO client.example"); err != nil {
+	if err := s.Expect(250, "EHLO client.example"); err != nil {
 		return "", err
 	}
 	id, err := s.Submit(m)
 	if err != nil {
 		return "", err
 	}
-	err = s.expect(221, "QUIT")
+	err = s.Expect(221, "QUIT")
 	return id, err
 }
 
 // Submit submits one message in the session and returns its queue id.
 func (s *Session) Submit(m Message) (string, error) {
-	if err := s.expect(250, "%s", strings.TrimSpace("MAIL FROM:<"+m.From+"> "+m.Params)); err != nil {
+	if err := s.Expect(250, "%s", strings.TrimSpace("MAIL FROM:<"+m.From+"> "+m.Params)); err != nil {
 		return "", err
 	}
 	for _, to := range m.To {
-		if err := s.expect(250, "RCPT TO:<%s>", to); err != nil {
+		if err := s.Expect(250, "RCPT TO:<%s>", to); err != nil {
 			return "", err
 		}
 	}
-	if err := s.expect(354, "DATA"); err != nil {
+	if err := s.Expect(354, "DATA"); err != nil {
 		return "", err
 	}
 	reply, err := s.Raw(Wire(m.Content))
@@ -147,7 +158,8 @@ func (s *Session) Submit(m Message) (string, error) {
 	return id, nil
 }
 
-func (s *Session) expect(code int, format string, args ...any) error {
+// Expect sends one line and wants a reply of this code.
+func (s *Session) Expect(code int, format string, args ...any) error {
 	reply, err := s.Command(format, args...)
 	if err == nil && reply.Code != code {
 		err = fmt.Errorf("%s: %s", fmt.Sprintf(format, args...), reply)

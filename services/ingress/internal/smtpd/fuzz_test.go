@@ -215,10 +215,11 @@ func (s *fuzzed) kept(t *testing.T, content []byte) {
 	}
 }
 
-// Whatever a client sends: every reply is well-formed, the replies do not
-// depend on how the octets are cut, there is one 250 for each message in the
-// store and no other, all memory is given back, and what is in the store has
-// clean line ends.
+// Whatever a client sends, whether line ends are normalised and long lines
+// mended or not: every reply is well-formed, the replies do not depend on how
+// the octets are cut, there is one 250 for each message in the store and no
+// other, all memory is given back, and what is in the store has clean line
+// ends and no long line.
 func FuzzSession(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.smtp")
 	if err != nil {
@@ -226,16 +227,23 @@ func FuzzSession(f *testing.F) {
 	}
 	for _, file := range files {
 		if client := readTranscript(f, file).client(); len(client) < 3000 {
-			f.Add(client, uint16(7))
+			for kind := range byte(4) {
+				f.Add(client, uint16(7), kind)
+			}
 		}
 	}
-	cfg := testConfig()
-	cfg.MaxMessageBytes = 3 << 10
-	cfg.MaxRecipients = 3
-	cfg.XClientNetworks = prefixes("127.0.0.0/8")
-	server := newFuzzed(f, cfg, nil)
+	var servers []*fuzzed
+	for kind := range 4 {
+		cfg := testConfig()
+		cfg.MaxMessageBytes = 3 << 10
+		cfg.MaxRecipients = 3
+		cfg.XClientNetworks = prefixes("127.0.0.0/8")
+		cfg.NormalizeNewlines, cfg.MendLines = kind&1 != 0, kind&2 != 0
+		servers = append(servers, newFuzzed(f, cfg, nil))
+	}
 
-	f.Fuzz(func(t *testing.T, in []byte, cut uint16) {
+	f.Fuzz(func(t *testing.T, in []byte, cut uint16, kind byte) {
+		server := servers[int(kind)%len(servers)]
 		var said []string
 		for _, cut := range []int{len(in) + 1, int(cut%1000) + 1} {
 			_, out := server.talk(t, in, cut)
@@ -248,6 +256,11 @@ func FuzzSession(f *testing.F) {
 			for _, sub := range kept {
 				if strings.ContainsAny(strings.ReplaceAll(string(sub.Content), "\r\n", ""), "\r\n") || len(sub.Recipients) == 0 {
 					t.Fatalf("%q: stored %q", in, sub.Content)
+				}
+				for line := range bytes.SplitSeq(sub.Content, []byte("\r\n")) {
+					if len(line) > 998 {
+						t.Fatalf("%q: stored a line of %d octets: %q", in, len(line), line)
+					}
 				}
 			}
 		}
