@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -76,7 +77,11 @@ func (s *Store) SetRoute(ctx context.Context, r RoutingRule) (again int64, err e
 		"fallback_hosts": orEmpty(r.Fallback.Hosts), "fallback_tls": string(r.Fallback.TLS), "fallback_credential": r.Fallback.Credential,
 		"fallback_tries": r.Fallback.Tries, "fallback_after": r.Fallback.After, "hold": r.Hold, "discard": r.Discard,
 	}
-	if err := s.plain.QueryRow(ctx, q, args).Scan(&again); err != nil {
+	err = s.plain.QueryRow(ctx, q, args).Scan(&again)
+	if hasCode(err, foreignKeyViolation) {
+		return 0, fmt.Errorf("route %s: relay credential %q: %w", r.Match, cmp.Or(r.Credential, r.Fallback.Credential), ErrNotFound)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("route %s: %w", r.Match, err)
 	}
 	return again, nil
