@@ -38,6 +38,7 @@ var layers = []struct {
 	{`migrations`, nil, "migrations are embedded SQL and nothing else"},
 	{`pkg/devpg`, nil, "starting a Postgres has nothing to do with mail"},
 	{`pkg/shaping`, []string{`pkg/mail`, `pkg/retry`}, "limits are configuration: no I/O, no store, no bus"},
+	{`pkg/inside`, nil, "networks are arithmetic"},
 	{`pkg/roots`, nil, "certificate authorities are files, for whoever verifies"},
 	{`pkg/store`, []string{`pkg/mail`, `migrations`}, "SQL lives here and only here; it knows no dialog, bus or DNS"},
 	{`pkg/bus`, []string{`pkg/mail`, `proto/.*`}, "wire types stop here; it knows no Postgres and no meaning of a failure"},

@@ -170,6 +170,9 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 		STS:      mail.STS(r.GetSts()),
 		SecureMX: r.GetSecureMx(),
 	}
+	if t := r.GetTlsReport(); t != nil {
+		route.Report = &mail.TLSReport{Domain: mail.Domain(t.GetDomain()), RUA: t.GetRua(), STSPolicy: t.GetStsPolicy(), Fault: t.GetFault()}
+	}
 	for i, h := range r.GetHosts() {
 		preference, errPreference := narrow[uint16]("preference", int64(h.GetPreference()))
 		port, errPort := narrow[uint16]("port", int64(h.GetPort()))

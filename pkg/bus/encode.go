@@ -236,6 +236,9 @@ func encodeRoute(r *mail.Route) *pb.Route {
 		Sts:         string(r.STS),
 		SecureMx:    r.SecureMX,
 	}
+	if t := r.Report; t != nil {
+		route.TlsReport = &pb.TLSReport{Domain: string(t.Domain), Rua: t.RUA, StsPolicy: t.STSPolicy, Fault: t.Fault}
+	}
 	for i, h := range r.Hosts {
 		host := &pb.Host{
 			Name:       h.Name,

@@ -23,6 +23,10 @@ func drawText(t *rapid.T, label string) string {
 	return string(rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, label))
 }
 
+func drawTexts(t *rapid.T, label string) []string {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string { return drawText(t, label) }), 1, 3).Draw(t, label)
+}
+
 func drawTime(t *rapid.T, label string) time.Time {
 	us := rapid.Int64Range(-1e15, 1e16).Draw(t, label)
 	if us == 0 {
@@ -121,6 +125,16 @@ func drawRoute(t *rapid.T) *mail.Route {
 
 		STS:      mail.STS(drawText(t, "sts")),
 		SecureMX: rapid.Bool().Draw(t, "secure MX"),
+		Report:   drawReport(t),
+	}
+}
+
+func drawReport(t *rapid.T) *mail.TLSReport {
+	if rapid.Bool().Draw(t, "no report") {
+		return nil
+	}
+	return &mail.TLSReport{
+		Domain: mail.Domain(drawText(t, "report domain")), RUA: drawTexts(t, "rua"), STSPolicy: drawTexts(t, "policy"), Fault: drawText(t, "fault"),
 	}
 }
 
@@ -231,6 +245,7 @@ func fullRoute() *mail.Route {
 		Site: "mx.example.org", TLS: mail.TLSVerify, SmartHost: true, ExpiresAt: time.UnixMicro(1700000000000003).UTC(),
 		Rule: 12, Pool: "warm", Credential: "relay", LMTP: true, ImplicitTLS: true,
 		STS: mail.STSEnforce, SecureMX: true,
+		Report: &mail.TLSReport{Domain: "example.org", RUA: []string{"mailto:a@example.org"}, STSPolicy: []string{"mode: enforce"}, Fault: "sts-webpki-invalid"},
 		Hosts: []mail.Host{{
 			Name: "mx1.example.org", Preference: 10, Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 			DANE: mail.DANEUsable, TLSA: []mail.TLSA{{Usage: 3, Selector: 1, Matching: 1, Data: []byte("digest")}},

@@ -54,6 +54,10 @@ type Route struct {
 	// share a route, whatever hosts they share.
 	STS      STS  `json:",omitempty"`
 	SecureMX bool `json:",omitempty"` // DNSSEC vouches for the MX records
+
+	// Report says that the recipient domain wants to hear how TLS went: such a
+	// route is of one domain only. nil: nobody asked.
+	Report *TLSReport `json:",omitempty"`
 }
 
 // DeliveryRequest is the unit that is handed to delivery: the recipients of

@@ -55,3 +55,11 @@ const (
 	STSTesting STS = "testing" // failures are reported and stop nothing
 	STSEnforce STS = "enforce"
 )
+
+// TLSReport is what a domain wants that asks for reports on TLS: RFC 8460 §3.
+type TLSReport struct {
+	Domain    Domain
+	RUA       []string // where reports go: URIs of mailto or https
+	STSPolicy []string `json:",omitempty"` // the lines of its MTA-STS policy, as they were published
+	Fault     string   `json:",omitempty"` // why the MTA-STS policy that it has now could not be had: a result type of §4.3
+}

@@ -49,6 +49,20 @@ SELECT ` + stsColumns + ` FROM sts_policies WHERE domain = $1 AND expires_at > n
 	return p, nil
 }
 
+// STSPolicies returns the policies that are kept and have not ended.
+func (s *Store) STSPolicies(ctx context.Context, limit int) ([]STSPolicy, error) {
+	const q = `SELECT ` + stsColumns + ` FROM sts_policies WHERE expires_at > now() ORDER BY domain LIMIT $1`
+	rows, err := s.plain.Query(ctx, q, limit)
+	if err != nil {
+		return nil, fmt.Errorf("MTA-STS policies: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, scanSTSPolicy)
+	if err != nil {
+		return nil, fmt.Errorf("MTA-STS policies: %w", err)
+	}
+	return all, nil
+}
+
 // SaveSTSPolicy keeps a policy that was fetched just now for its MaxAge, and
 // returns when it ends.
 func (s *Store) SaveSTSPolicy(ctx context.Context, p STSPolicy) (expires time.Time, err error) {

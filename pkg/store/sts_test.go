@@ -33,6 +33,9 @@ func TestSTSPolicies(t *testing.T) {
 	if _, err := f.STSPolicy(t.Context(), "ended.test"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("one that has ended: %v", err)
 	}
+	if all, err := f.STSPolicies(t.Context(), 10); err != nil || len(all) != 2 || all[0].Domain != "a.test" || all[1].Domain != "idle.test" {
+		t.Errorf("kept: %+v, %v", all, err)
+	}
 	stale, err := f.StaleSTSPolicies(t.Context(), 10)
 	if err != nil || len(stale) != 0 {
 		t.Errorf("stale at once: %v, %v", stale, err)

@@ -2,6 +2,7 @@ package bounce
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -29,14 +30,22 @@ const (
 )
 
 // Run reports until ctx is done, and returns nil after the reports in hand.
+// Errors: the certificate authorities of the configuration cannot be used.
 func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 	b := newBounce(cfg, db, nc)
+	tls, err := newTLSReporter(b)
+	if err != nil {
+		return fmt.Errorf("bounce: %w", err)
+	}
 	work, cancel := boot.Grace(ctx, drainWithin)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nc.ConsumeFailed(ctx, b.hear) })
 	g.Go(func() error { return b.look(ctx) })
 	g.Go(func() error { return b.reportAll(ctx, work) })
+	if cfg.TLSReportContact != "" {
+		g.Go(func() error { return tls.run(ctx, work) })
+	}
 	return g.Wait()
 }
 

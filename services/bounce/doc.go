@@ -19,6 +19,9 @@
 // accepts it as new mail with a null reverse-path, in one transaction with
 // the mark that they were reported. From there a DSN walks like any mail.
 //
+// Beside that it tells domains that asked for it (RFC 8460) how TLS went with
+// their mail exchangers the day before, by mail and by HTTPS: docs/tls.md.
+//
 // # Consumes
 //
 // postrider.failed: hints that a message has something to report. A hint is
@@ -32,13 +35,14 @@
 // # Writes
 //
 // messages, contents, recipients (the DSN); recipients.final_reported and
-// delay_reported; deletes from reports.
+// delay_reported; tls_reports; deletes from reports, tls_reports, tls_results.
 //
 // # Standards
 //
 // RFC 3461 (NOTIFY, RET, ENVID, ORCPT), RFC 3464 and RFC 6522 (the report),
 // RFC 6533 (its international form), RFC 3463 (status codes), RFC 3834
-// (Auto-Submitted), RFC 5321 §4.5.5 and §6.1 (null reverse-path).
+// (Auto-Submitted), RFC 5321 §4.5.5 and §6.1 (null reverse-path), RFC 8460
+// (reports on TLS).
 //
 // # Strategies
 //
@@ -56,15 +60,19 @@
 // reverse-path, holds at most 50,000 bytes of the original, and no text of
 // the remote host or the original can add a field or a part to it.
 //
+// Where a TLS report goes is what a domain published: connections by HTTPS
+// refuse addresses inside and follow no redirect.
+//
 // # Diagnostics
 //
 // Log events reported and unreported; span bounce.report; metrics
-// postrider.reports (by kind) and postrider.reports.failed.
+// postrider.reports (by kind), postrider.reports.failed and
+// postrider.tls.reports (by way and outcome).
 //
 // # Bugs
 //
-// Asynchronous bounces and complaints (ARF) are not taken in yet. Text is in
-// English only.
+// Reports on TLS are not signed by DKIM. Asynchronous bounces and complaints
+// (ARF) are not taken in yet. Text is in English only.
 //
 // # See also
 //

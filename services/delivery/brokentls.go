@@ -75,6 +75,7 @@ func (a *attempt) tlsOptions(addr netip.AddrPort, retry tlsRetry) smtpclient.Opt
 	o := smtpclient.Options{
 		TLS: a.demand.level, TLSA: a.demand.records, Names: a.demand.names, TLSConfig: a.tls,
 		SmallHello: retry.small || fault == faultHello,
+		Witness:    a.job.request.Route.Report != nil && a.job.request.Route.STS == mail.STSTesting,
 	}
 	if a.demand.level == mail.TLSMay && (retry.plain || fault == faultStartTLS) {
 		o.TLS = mail.TLSNone

@@ -70,6 +70,7 @@ type worker struct {
 	connections *semaphore.Weighted
 	tls         *tls.Config // the base of every session's
 	broken      *brokenTLS
+	tlsReports  *tlsReports
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	slotMap     *slotMap
@@ -109,6 +110,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			contents:    semaphore.NewWeighted(config.ContentBytes),
 			tls:         &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessionsKept)},
 			broken:      &brokenTLS{store: db},
+			tlsReports:  newTLSReports(db),
 			sites:       map[mail.Site]*site{},
 		}
 		w.claims = newBatcher(claimBatch, 0, w.claim)
@@ -174,6 +176,7 @@ func (w *worker) live(ctx context.Context) error {
 	take(w.runLook)
 	take(w.followShaping)
 	take(w.broken.run)
+	take(w.tlsReports.run)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {
@@ -216,7 +219,7 @@ func (w *worker) register(ctx context.Context) bool {
 func (w *worker) end() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.keep), endWithin)
 	defer cancel()
-	return w.store.EndWorker(ctx, w.id)
+	return errors.Join(w.tlsReports.flush(ctx), w.store.EndWorker(ctx, w.id))
 }
 
 // startSession opens a connection for a job on a lane. Caller holds the

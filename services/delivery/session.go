@@ -215,6 +215,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 			answer := smtpclient.Answer{Phase: mail.PhaseStartTLS, Err: a.demand.refused}
 			v := judge(circumstances{answer: answer, tls: mail.TLSVerify, last: i == len(targets)-1})
 			a.target = t
+			a.reportTLS(t, smtpclient.Options{}, answer)
 			if v.move == moveNextHost {
 				j.tried = append(j.tried, t.addr)
 				i++
@@ -241,11 +242,13 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.conn, a.target = conn, t
 			a.site.reached(t.addr)
 			a.metrics.connected(ctx, "greeted")
+			a.reportTLS(t, o, answer)
 			a.rememberTLS(t, retry)
 			return true
 		}
 		a.metrics.connected(ctx, string(answer.Phase))
 		a.target = t
+		a.reportTLS(t, o, answer)
 		a.heard(j.request.Recipients[0].Domain, answer)
 		if a.isBlocked(answer.Reply) {
 			// The host is well, and wants another source.

@@ -15,6 +15,7 @@ var documents = []string{
 	filepath.Join("..", "..", "docs", "access.md"),
 	filepath.Join("..", "..", "docs", "sources.md"),
 	filepath.Join("..", "..", "docs", "shaping.md"),
+	filepath.Join("..", "..", "docs", "tls.md"),
 }
 
 func read(t *testing.T, name string) string {

@@ -76,6 +76,7 @@ func newFinder(cfg Config, db *store.Store) (*mx.Resolver, *mtasts.Finder, error
 	look := mx.Config{
 		Servers:         cfg.DNSServers,
 		TrustAD:         cfg.DNSTrustAD,
+		TLSReports:      cfg.TLSReportContact != "",
 		OwnNames:        append([]string{cfg.Hostname}, cfg.OwnNames...),
 		OwnAddresses:    cfg.OwnAddresses,
 		Port:            cfg.RemotePort,

@@ -703,11 +703,12 @@ type Route struct {
 	Tls           string                 `protobuf:"bytes,3,opt,name=tls" json:"tls,omitempty"`     // none, may, encrypt, verify, dane
 	SmartHost     bool                   `protobuf:"varint,4,opt,name=smart_host,json=smartHost" json:"smart_host,omitempty"`
 	ExpiresAtUs   int64                  `protobuf:"varint,5,opt,name=expires_at_us,json=expiresAtUs" json:"expires_at_us,omitempty"`
-	Sts           string                 `protobuf:"bytes,10,opt,name=sts" json:"sts,omitempty"`                            // mode of the MTA-STS policy: testing, enforce or empty
-	SecureMx      bool                   `protobuf:"varint,12,opt,name=secure_mx,json=secureMx" json:"secure_mx,omitempty"` // DNSSEC vouches for the MX records
-	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`                         // of the routing table; 0 is none
-	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`                          // of source addresses
-	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"`              // its name, never the secret
+	Sts           string                 `protobuf:"bytes,10,opt,name=sts" json:"sts,omitempty"`                              // mode of the MTA-STS policy: testing, enforce or empty
+	TlsReport     *TLSReport             `protobuf:"bytes,11,opt,name=tls_report,json=tlsReport" json:"tls_report,omitempty"` // absent if the domain asks for no reports
+	SecureMx      bool                   `protobuf:"varint,12,opt,name=secure_mx,json=secureMx" json:"secure_mx,omitempty"`   // DNSSEC vouches for the MX records
+	Rule          int32                  `protobuf:"varint,15,opt,name=rule" json:"rule,omitempty"`                           // of the routing table; 0 is none
+	Pool          string                 `protobuf:"bytes,16,opt,name=pool" json:"pool,omitempty"`                            // of source addresses
+	Credential    string                 `protobuf:"bytes,17,opt,name=credential" json:"credential,omitempty"`                // its name, never the secret
 	Lmtp          bool                   `protobuf:"varint,18,opt,name=lmtp" json:"lmtp,omitempty"`
 	ImplicitTls   bool                   `protobuf:"varint,19,opt,name=implicit_tls,json=implicitTls" json:"implicit_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -786,6 +787,13 @@ func (x *Route) GetSts() string {
 	return ""
 }
 
+func (x *Route) GetTlsReport() *TLSReport {
+	if x != nil {
+		return x.TlsReport
+	}
+	return nil
+}
+
 func (x *Route) GetSecureMx() bool {
 	if x != nil {
 		return x.SecureMx
@@ -828,6 +836,76 @@ func (x *Route) GetImplicitTls() bool {
 	return false
 }
 
+// TLSReport is what the domain of a route wants that asks for reports on TLS:
+// RFC 8460 section 3.
+type TLSReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain" json:"domain,omitempty"`
+	Rua           []string               `protobuf:"bytes,2,rep,name=rua" json:"rua,omitempty"`                              // URIs of mailto or https
+	StsPolicy     []string               `protobuf:"bytes,3,rep,name=sts_policy,json=stsPolicy" json:"sts_policy,omitempty"` // lines of the MTA-STS policy
+	Fault         string                 `protobuf:"bytes,4,opt,name=fault" json:"fault,omitempty"`                          // why that policy could not be had; a result type of section 4.3
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TLSReport) Reset() {
+	*x = TLSReport{}
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLSReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLSReport) ProtoMessage() {}
+
+func (x *TLSReport) ProtoReflect() protoreflect.Message {
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLSReport.ProtoReflect.Descriptor instead.
+func (*TLSReport) Descriptor() ([]byte, []int) {
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TLSReport) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *TLSReport) GetRua() []string {
+	if x != nil {
+		return x.Rua
+	}
+	return nil
+}
+
+func (x *TLSReport) GetStsPolicy() []string {
+	if x != nil {
+		return x.StsPolicy
+	}
+	return nil
+}
+
+func (x *TLSReport) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
 // DeliveryRequest is the recipients of one message that go one route.
 type DeliveryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -840,7 +918,7 @@ type DeliveryRequest struct {
 
 func (x *DeliveryRequest) Reset() {
 	*x = DeliveryRequest{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	mi := &file_postrider_v1_frame_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +930,7 @@ func (x *DeliveryRequest) String() string {
 func (*DeliveryRequest) ProtoMessage() {}
 
 func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	mi := &file_postrider_v1_frame_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +943,7 @@ func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryRequest.ProtoReflect.Descriptor instead.
 func (*DeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{10}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeliveryRequest) GetMessage() *Message {
@@ -952,7 +1030,7 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\x04tlsa\x18\x06 \x03(\fR\x04tlsa\x12\x14\n" +
 	"\x05names\x18\a \x03(\tR\x05names\x12\x1f\n" +
 	"\voutside_sts\x18\b \x01(\bR\n" +
-	"outsideSts\"\xc8\x02\n" +
+	"outsideSts\"\x80\x03\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12(\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x12.postrider.v1.HostR\x05hosts\x12\x10\n" +
@@ -961,7 +1039,9 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"smart_host\x18\x04 \x01(\bR\tsmartHost\x12\"\n" +
 	"\rexpires_at_us\x18\x05 \x01(\x03R\vexpiresAtUs\x12\x10\n" +
 	"\x03sts\x18\n" +
-	" \x01(\tR\x03sts\x12\x1b\n" +
+	" \x01(\tR\x03sts\x126\n" +
+	"\n" +
+	"tls_report\x18\v \x01(\v2\x17.postrider.v1.TLSReportR\ttlsReport\x12\x1b\n" +
 	"\tsecure_mx\x18\f \x01(\bR\bsecureMx\x12\x12\n" +
 	"\x04rule\x18\x0f \x01(\x05R\x04rule\x12\x12\n" +
 	"\x04pool\x18\x10 \x01(\tR\x04pool\x12\x1e\n" +
@@ -969,7 +1049,13 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"credential\x18\x11 \x01(\tR\n" +
 	"credential\x12\x12\n" +
 	"\x04lmtp\x18\x12 \x01(\bR\x04lmtp\x12!\n" +
-	"\fimplicit_tls\x18\x13 \x01(\bR\vimplicitTls\"\x91\x01\n" +
+	"\fimplicit_tls\x18\x13 \x01(\bR\vimplicitTls\"j\n" +
+	"\tTLSReport\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x10\n" +
+	"\x03rua\x18\x02 \x03(\tR\x03rua\x12\x1d\n" +
+	"\n" +
+	"sts_policy\x18\x03 \x03(\tR\tstsPolicy\x12\x14\n" +
+	"\x05fault\x18\x04 \x01(\tR\x05fault\"\x91\x01\n" +
 	"\x0fDeliveryRequest\x12/\n" +
 	"\amessage\x18\x01 \x01(\v2\x15.postrider.v1.MessageR\amessage\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\rR\x05route\x127\n" +
@@ -989,7 +1075,7 @@ func file_postrider_v1_frame_proto_rawDescGZIP() []byte {
 	return file_postrider_v1_frame_proto_rawDescData
 }
 
-var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_postrider_v1_frame_proto_goTypes = []any{
 	(*QueuedFrame)(nil),     // 0: postrider.v1.QueuedFrame
 	(*ReadyFrame)(nil),      // 1: postrider.v1.ReadyFrame
@@ -1001,24 +1087,26 @@ var file_postrider_v1_frame_proto_goTypes = []any{
 	(*QueuedMessage)(nil),   // 7: postrider.v1.QueuedMessage
 	(*Host)(nil),            // 8: postrider.v1.Host
 	(*Route)(nil),           // 9: postrider.v1.Route
-	(*DeliveryRequest)(nil), // 10: postrider.v1.DeliveryRequest
+	(*TLSReport)(nil),       // 10: postrider.v1.TLSReport
+	(*DeliveryRequest)(nil), // 11: postrider.v1.DeliveryRequest
 }
 var file_postrider_v1_frame_proto_depIdxs = []int32{
 	7,  // 0: postrider.v1.QueuedFrame.messages:type_name -> postrider.v1.QueuedMessage
 	9,  // 1: postrider.v1.ReadyFrame.routes:type_name -> postrider.v1.Route
-	10, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
+	11, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
 	4,  // 3: postrider.v1.Message.envelope:type_name -> postrider.v1.Envelope
 	5,  // 4: postrider.v1.Envelope.deliver_by:type_name -> postrider.v1.DeliverBy
 	3,  // 5: postrider.v1.QueuedMessage.message:type_name -> postrider.v1.Message
 	6,  // 6: postrider.v1.QueuedMessage.recipients:type_name -> postrider.v1.Recipient
 	8,  // 7: postrider.v1.Route.hosts:type_name -> postrider.v1.Host
-	3,  // 8: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
-	6,  // 9: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	10, // 8: postrider.v1.Route.tls_report:type_name -> postrider.v1.TLSReport
+	3,  // 9: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
+	6,  // 10: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_postrider_v1_frame_proto_init() }
@@ -1032,7 +1120,7 @@ func file_postrider_v1_frame_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_postrider_v1_frame_proto_rawDesc), len(file_postrider_v1_frame_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

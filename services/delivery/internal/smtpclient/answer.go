@@ -2,6 +2,7 @@ package smtpclient
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -21,6 +22,9 @@ type Answer struct {
 	// Uncertain says that the final dot left and no reply to it came: the
 	// remote host may have taken the message (RFC 1047).
 	Uncertain bool
+	// Local is our end of the connection of a dial that failed behind
+	// PhaseConnect.
+	Local netip.AddrPort
 }
 
 // The reasons of our own in Answer.Err.

@@ -7,7 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"slices"
+	"fmt"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -74,10 +74,13 @@ func verifyAuthority(r mail.TLSA, chain []*x509.Certificate, names []string) err
 	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: anchors, Intermediates: between}); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(names, func(name string) bool { return chain[0].VerifyHostname(name) == nil }) {
-		return errTANames
+	var wrong error
+	for _, name := range names {
+		if wrong = chain[0].VerifyHostname(name); wrong == nil {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("%w: %w", errTANames, wrong)
 }
 
 // matches reports whether a record is of a certificate: RFC 6698 §2.1.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +33,9 @@ type Options struct {
 	// SmallHello leaves out the key share against quantum computers, for
 	// hosts and middleboxes that cannot read a ClientHello of two packets.
 	SmallHello bool
+	// Witness has the certificate looked at although it does not count: see
+	// Session.Distrust. It is for mail.TLSMay and mail.TLSEncrypt.
+	Witness bool
 	// TLSConfig is the base of our TLS configuration: roots, session cache,
 	// curves, client certificates. It is cloned. nil: TLS 1.2 or later and
 	// the system's roots.
@@ -72,6 +76,7 @@ func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
 		failed = Answer{Phase: mail.PhaseHello, Err: err}
 	}
 	if failed.Phase != "" {
+		failed.Local = s.Local()
 		s.abort()
 		return nil, failed
 	}
@@ -211,6 +216,12 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	switch o.TLS {
 	case mail.TLSMay, mail.TLSEncrypt, "":
 		config.InsecureSkipVerify = true
+		if o.Witness {
+			config.VerifyConnection = func(state tls.ConnectionState) error {
+				s.distrust = verifyByRoots(state, config)
+				return nil
+			}
+		}
 	case mail.TLSDANE:
 		config.InsecureSkipVerify = true // verifyDANE does it, after resumption too
 		names := o.Names
@@ -246,6 +257,19 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	// for replies to what we say inside TLS they would be an attack.
 	s.speakOn(c)
 	return nil
+}
+
+// verifyByRoots verifies a certificate as crypto/tls does.
+func verifyByRoots(state tls.ConnectionState, config *tls.Config) error {
+	if len(state.PeerCertificates) == 0 {
+		return errNoCertificate
+	}
+	o := x509.VerifyOptions{Roots: config.RootCAs, DNSName: config.ServerName, Intermediates: x509.NewCertPool()}
+	for _, c := range state.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	_, err := state.PeerCertificates[0].Verify(o)
+	return err
 }
 
 // refused makes the Answer of a reply that ends a session before its first

@@ -23,6 +23,7 @@ type Session struct {
 	lmtp     bool // the host speaks LMTP
 	secure   string
 	verified bool // TLS, and the policy of the route vouches for the certificate
+	distrust error
 
 	tcp, conn net.Conn // without and with TLS; the same in plaintext
 	r         *bufio.Reader
@@ -53,6 +54,10 @@ func (s *Session) Local() netip.AddrPort {
 // TLS returns the version and cipher suite, such as
 // "TLS1.3 TLS_AES_128_GCM_SHA256", or "" in plaintext.
 func (s *Session) TLS() string { return s.secure }
+
+// Distrust returns why the certificate would not have verified for the name
+// of the host, if Options.Witness wanted to know; nil if it would have.
+func (s *Session) Distrust() error { return s.distrust }
 
 // TakesDSN reports whether the host promised to send the reports that RCPT
 // asks for: RFC 3461 §5.2.

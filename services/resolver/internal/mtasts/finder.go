@@ -26,7 +26,7 @@ const (
 // Finding is what is known of the policy of a domain.
 type Finding struct {
 	Policy    Policy    // Mode is "" or none if there is nothing to obey
-	Fault     string    // why the policy that the domain has now could not be had: a word of RFC 8460 §4.3, for logs and tests
+	Fault     string    // why the policy that the domain has now could not be had: a word of RFC 8460 §4.3, for reports
 	LookAgain time.Time // zero: with the next look at the TXT record
 }
 

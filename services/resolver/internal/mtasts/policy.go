@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -92,7 +93,7 @@ func Parse(text string) (Policy, error) {
 		}
 		key, value, found := strings.Cut(line, ":")
 		value = strings.Trim(value, " \t")
-		if !found || !fieldName(key) {
+		if !found || !fieldName(key) || strings.ContainsFunc(value, unicode.IsControl) {
 			return Policy{}, fmt.Errorf("line %.60q is not \"name: value\"", line)
 		}
 		p.Text = append(p.Text, line)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/postrider/postrider/pkg/inside"
 )
 
 // message builds a reply from records in presentation form; those behind
@@ -126,7 +128,7 @@ func FuzzInterpret(f *testing.F) {
 			if !addr.IsValid() || addr.Zone() != "" {
 				t.Errorf("address %v", addr)
 			}
-			refuses(addr, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})
+			inside.Refuses(addr, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})
 		}
 		if len(a.mx) > 0 {
 			hosts := make([]string, 0, len(a.mx))

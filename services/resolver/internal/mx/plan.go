@@ -98,6 +98,7 @@ func (p *Plan) Route(d Demands) *mail.Route {
 	if !d.IgnoreSTS {
 		p.policy.apply(r)
 	}
+	p.policy.reportOn(r, d)
 	for from := 0; from < len(r.Hosts); {
 		to := from + 1
 		for to < len(r.Hosts) && r.Hosts[to].Preference == r.Hosts[from].Preference {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/services/resolver/internal/mtasts"
+	"github.com/postrider/postrider/services/resolver/internal/tlsrpt"
 )
 
 // Policies finds the MTA-STS policy that holds for a domain. id is that of
@@ -27,7 +28,8 @@ type policy struct {
 	asking sync.WaitGroup
 
 	sts      mtasts.Finding
-	trouble  string // why the policy is not known; "" if it is
+	report   *mail.TLSReport // nil: the domain wants none
+	trouble  string          // why the policy is not known; "" if it is
 	secureMX bool
 	expires  time.Time // when to look again
 }
@@ -47,7 +49,26 @@ func (r *Resolver) beginPolicy(ctx context.Context, name string) *policy {
 			p.expires = earlier(p.expires, sts.expires)
 		})
 	}
+	if r.cfg.TLSReports {
+		p.asking.Go(func() { p.report = r.reportOf(ctx, name) })
+	}
 	return p
+}
+
+// reportPatience is how long mail waits to know whether anybody wants to hear
+// how its TLS goes.
+const reportPatience = time.Second
+
+// reportOf returns what a domain wants that asks for reports: RFC 8460 §3. A
+// record that cannot be looked up is no record: the mail is worth more.
+func (r *Resolver) reportOf(ctx context.Context, name string) *mail.TLSReport {
+	ctx, cancel := context.WithTimeout(ctx, reportPatience)
+	defer cancel()
+	rua, ok := tlsrpt.ParseRecord(r.ask(ctx, "_smtp._tls."+name, dns.TypeTXT).texts)
+	if !ok {
+		return nil
+	}
+	return &mail.TLSReport{Domain: mail.Domain(name), RUA: rua}
 }
 
 // appendKey adds what keeps routes of domains apart.
@@ -56,6 +77,33 @@ func (p *policy) appendKey(key *strings.Builder) {
 	if m := p.sts.Policy.Mode; m == mtasts.ModeTesting || m == mtasts.ModeEnforce {
 		fmt.Fprintf(key, " %s %q", m, p.sts.Policy.MX)
 	}
+	if p.report != nil {
+		fmt.Fprintf(key, " reports to %s", p.report.Domain)
+	}
+}
+
+// maxReportText bounds the policy that travels with a route for reports.
+const maxReportText = 4 << 10
+
+// reportOn has delivery report on a route.
+func (p *policy) reportOn(r *mail.Route, d Demands) {
+	if p.report == nil {
+		return
+	}
+	report := *p.report
+	if !d.IgnoreSTS {
+		report.Fault = p.sts.Fault
+		if r.STS != mail.STSNone {
+			left := maxReportText
+			for _, line := range p.sts.Policy.Text {
+				if left -= len(line); left < 0 {
+					break
+				}
+				report.STSPolicy = append(report.STSPolicy, line)
+			}
+		}
+	}
+	r.Report = &report
 }
 
 // apply writes the MTA-STS policy into a route.

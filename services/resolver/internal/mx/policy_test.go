@@ -232,6 +232,47 @@ func TestPolicyIsOfTheDomain(t *testing.T) {
 	}
 }
 
+// TestReportsAreOfTheDomain: a route that is to be reported on is of one
+// domain, and who cannot be asked wants no reports.
+func TestReportsAreOfTheDomain(t *testing.T) {
+	mxs := map[string][]string{}
+	for _, d := range []string{"a.test", "b.test", "c.test", "slow.test", "broken.test"} {
+		mxs[d] = []string{"10 mx.provider.test"}
+	}
+	record := []string{"v=TLSRPTv1; rua=mailto:tls@provider.test"}
+	s := dnstest.Start(t, dnstest.Zone{
+		MX: mxs, A: map[string][]string{"mx.provider.test": {"192.0.2.1"}},
+		TXT:      map[string][]string{"_smtp._tls.a.test": record, "_smtp._tls.b.test": record, "_mta-sts.a.test": {"v=STSv1; id=1;"}},
+		ServFail: []string{"_smtp._tls.broken.test"}, Timeout: []string{"_smtp._tls.slow.test"},
+	})
+	text := []string{"version: STSv1", "mode: testing", "mx: mx.provider.test", "x: " + strings.Repeat("y", maxReportText)}
+	r := resolverFor(t, s, Config{TLSReports: true, STS: policies{
+		"a.test": {Policy: mtasts.Policy{Mode: mtasts.ModeTesting, MX: []string{"mx.provider.test"}, Text: text}, Fault: "sts-webpki-invalid"},
+	}})
+	keys := map[string]bool{}
+	for d := range mxs {
+		plan := lookup(t, r, mail.Domain(d)).Plan
+		report := plan.Route(Demands{}).Report
+		asked := d == "a.test" || d == "b.test"
+		if (report != nil) != asked || asked && (string(report.Domain) != d || !slices.Equal(report.RUA, []string{"mailto:tls@provider.test"})) {
+			t.Errorf("%s: reports as %+v, want them %v", d, report, asked)
+		}
+		keys[plan.Key] = true
+		if d != "a.test" {
+			continue
+		}
+		if !slices.Equal(report.STSPolicy, text[:3]) || report.Fault != "sts-webpki-invalid" {
+			t.Errorf("%+v, want the lines that are not too many, and the fault", report)
+		}
+		if off := plan.Route(Demands{IgnoreSTS: true}).Report; off.STSPolicy != nil || off.Fault != "" {
+			t.Errorf("MTA-STS switched off: %+v", off)
+		}
+	}
+	if len(keys) != 3 {
+		t.Errorf("%d keys, want one for each domain that asks and one for the rest", len(keys))
+	}
+}
+
 func TestLoops(t *testing.T) {
 	s := dnstest.Start(t, dnstest.Zone{
 		MX: map[string][]string{

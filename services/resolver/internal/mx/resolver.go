@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postrider/postrider/pkg/inside"
 	"github.com/postrider/postrider/pkg/mail"
 )
 
@@ -21,6 +22,7 @@ type Config struct {
 	OwnAddresses    []netip.Prefix // the same for addresses
 	TrustAD         bool           // the servers validate DNSSEC, and nobody can forge what they say
 	STS             Policies       // finds MTA-STS policies; nil: nobody looks
+	TLSReports      bool           // find out which domains want reports on TLS
 	Port            uint16         // of MX hosts; default 25
 	Allow           []netip.Prefix // inside networks that may be relayed to all the same
 	AddressLiterals bool           // relay to domains such as [192.0.2.1]
@@ -207,7 +209,7 @@ func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses 
 // take adds one address, or counts it as refused.
 func (a *addresses) take(addr netip.Addr, allow []netip.Prefix) {
 	switch addr = addr.Unmap(); {
-	case refuses(addr, allow):
+	case inside.Refuses(addr, allow):
 		a.refused++
 	case addr.Is4():
 		a.v4 = append(a.v4, addr)

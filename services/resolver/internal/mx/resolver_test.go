@@ -10,6 +10,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/postrider/postrider/pkg/dnstest"
+	"github.com/postrider/postrider/pkg/inside"
 	"github.com/postrider/postrider/pkg/mail"
 )
 
@@ -164,7 +165,7 @@ func TestRefuses(t *testing.T) {
 		"fc00::1": true, "fd00:ec2::254": true, "fd00:1::5": false, "fe80::1": true, "fe80::1%eth0": true, "fec0::1": true, "ff02::1": true,
 		"2001:db8::1": false, "2606:4700::1": false,
 	} {
-		if got := refuses(netip.MustParseAddr(text), allow); got != want {
+		if got := inside.Refuses(netip.MustParseAddr(text), allow); got != want {
 			t.Errorf("%s: refused %v, want %v", text, got, want)
 		}
 	}

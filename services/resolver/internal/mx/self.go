@@ -44,4 +44,6 @@ func LocalAddresses() (nets []netip.Prefix) {
 func (s self) is(name string, a addresses) bool { return a.own || slices.Contains(s.names, name) }
 
 // has reports whether an address is one of this mail system.
-func (s self) has(addr netip.Addr) bool { return within(addr.Unmap(), s.nets) }
+func (s self) has(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.nets, func(n netip.Prefix) bool { return n.Contains(addr.Unmap()) })
+}

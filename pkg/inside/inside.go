@@ -1,11 +1,13 @@
-package mx
+// Package inside knows the networks that what comes from outside, such as a
+// domain's DNS records or a URL in them, must not make us connect to.
+package inside
 
 import "net/netip"
 
-// inside are the networks that mail from outside must not make us connect
+// networks are those that mail from outside must not make us connect
 // to: the host itself, its neighbours, and the metadata services of clouds
 // (169.254.169.254, fd00:ec2::254, 100.100.100.200).
-var inside = func() []netip.Prefix {
+var networks = func() []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range []string{
 		"0.0.0.0/8",      // this network, RFC 1122 §3.2.1.3
@@ -39,11 +41,11 @@ var (
 	sixToFour = netip.MustParsePrefix("2002::/16")    // RFC 3056: octets 2 to 5
 )
 
-// refuses reports whether addr may not be connected to: it is inside, and in
+// Refuses reports whether addr may not be connected to: it is inside, and in
 // no network of allow.
-func refuses(addr netip.Addr, allow []netip.Prefix) bool {
+func Refuses(addr netip.Addr, allow []netip.Prefix) bool {
 	addr = addr.Unmap().WithZone("") // RFC 4291 §2.5.5.2: ::ffff:127.0.0.1 is 127.0.0.1
-	return within(addr, inside) && !within(addr, allow) || embedded(addr) != addr && refuses(embedded(addr), allow)
+	return within(addr, networks) && !within(addr, allow) || embedded(addr) != addr && Refuses(embedded(addr), allow)
 }
 
 // embedded returns the IPv4 address that addr is translated to, else addr.
