@@ -1,10 +1,11 @@
 #!/bin/sh
 # Installs what the tests need beside Go: Postgres, the tools of Postfix
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
-# Python, msmtp, curl and Node.js as real clients, Exim and OpenSMTPD as other
-# mail servers (unpack.sh), and a C compiler for the race detector. As root on
-# Debian or Ubuntu it installs what is missing; otherwise it says so and fails.
-# Servers that the packages would start are not started: tests start their own.
+# Python, msmtp, curl and Node.js as real clients, Dovecot for LMTP and SASL,
+# Exim and OpenSMTPD as other mail servers (unpack.sh), and a C compiler for the
+# race detector. As root on Debian or Ubuntu it installs what is missing;
+# otherwise it says so and fails. Servers that the packages would start are not
+# started: tests start their own.
 set -eu
 cd "$(dirname "$0")"
 
@@ -18,6 +19,7 @@ missing() {
 	{ have smtp-source && have smtp-sink && have postfix; } || echo postfix
 	{ have swaks && perl -MNet::SSLeay -e 1 2> /dev/null; } || echo swaks libnet-ssleay-perl
 	have msmtp || echo msmtp
+	{ have dovecot && [ -e /usr/lib/dovecot/lmtp ]; } || echo dovecot-lmtpd
 	have python3 || echo python3
 	have curl || echo curl
 	{ have node && have npm; } || echo nodejs npm

@@ -43,8 +43,7 @@ virtual_mailbox_maps = inline:{ {you@%[8]s = you/} {later@%[8]s = later/} }
 virtual_uid_maps = static:%[9]s
 virtual_gid_maps = static:%[10]s
 virtual_minimum_uid = 1
-smtpd_relay_restrictions = reject_unauth_destination
-smtpd_recipient_restrictions = check_policy_service inet:%[11]s
+%[11]s
 `
 
 const postfixMaster = `%s:%d inet n - n - - smtpd
@@ -72,13 +71,21 @@ scache unix - - n - 1 scache
 // TestPostfix: with a policy service that delays later@, as greylisting does.
 func TestPostfix(t *testing.T) {
 	s := begin(t, "postfix")
+	var open atomic.Bool
+	s.pass = func() { open.Store(true) }
+	s.postfix("smtpd_relay_restrictions = reject_unauth_destination\n" +
+		"smtpd_recipient_restrictions = check_policy_service inet:" + greylist(t, &open))
+	s.prove()
+}
+
+// postfix starts the server, with restrictions of its own.
+func (s *server) postfix(restrictions string) {
+	t := s.t
+	t.Helper()
 	account, err := user.Lookup("postfix")
 	if err != nil {
 		t.Fatalf("%v: the tests need Debian's package postfix", err)
 	}
-	var open atomic.Bool
-	s.pass = func() { open.Store(true) }
-	policy := greylist(t, &open)
 	_, port, err := net.SplitHostPort(s.sender)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +110,7 @@ func TestPostfix(t *testing.T) {
 		}
 	}
 	s.write(s.file("config/main.cf"), fmt.Sprintf(postfixMain, s.dir, s.host, senderIP, senderPort, s.key, s.certificate,
-		maxSize, s.domain, account.Uid, account.Gid, policy))
+		maxSize, s.domain, account.Uid, account.Gid, restrictions))
 	s.write(s.file("config/master.cf"), fmt.Sprintf(postfixMaster, s.ip, world.RemotePort))
 	postfix := func(verb string) {
 		if out, err := exec.Command("postfix", "-c", s.file("config"), verb).CombinedOutput(); err != nil {
@@ -113,7 +120,6 @@ func TestPostfix(t *testing.T) {
 	postfix("start")
 	t.Cleanup(func() { postfix("stop") })
 	s.waitListens()
-	s.prove()
 }
 
 // greylist is a policy service of Postfix that delays later@ until it is open.

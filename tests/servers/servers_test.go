@@ -179,6 +179,18 @@ func (s *server) wait(id, state string) last {
 	return l
 }
 
+// delayed waits for an attempt that came to nothing.
+func (s *server) delayed(id, status string) {
+	s.t.Helper()
+	s.w.Eventually(s.t, deadline, "a delay", func(ctx context.Context) error {
+		l, err := s.last(ctx, id)
+		if err == nil && (l.state != "queued" || l.tries == 0 || !strings.HasPrefix(l.status, status)) {
+			err = fmt.Errorf("it is %+v", l)
+		}
+		return err
+	})
+}
+
 // inMailbox waits until a message is in a mailbox of the server, and returns
 // it as it was sent: with the line ends of the wire.
 func (s *server) inMailbox(subject string) string {
@@ -225,13 +237,7 @@ func (s *server) prove() {
 	s.reports.WaitMessages(s.t, 2, deadline) // our DSNs of both
 
 	id = s.send("later", "", content("later "+s.domain))
-	s.w.Eventually(s.t, deadline, "a delay", func(ctx context.Context) error {
-		l, err := s.last(ctx, id)
-		if err == nil && (l.state != "queued" || l.tries == 0 || !strings.HasPrefix(l.status, "4.")) {
-			err = fmt.Errorf("it is %+v", l)
-		}
-		return err
-	})
+	s.delayed(id, "4.")
 	s.pass()
 	s.wait(id, "relayed")
 	s.inMailbox("later " + s.domain)
