@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -99,28 +96,15 @@ func (s *Store) acceptGroup(ctx context.Context, group []*mail.Submission) error
 	return err
 }
 
-// acceptBuffers are reused: a group is copied once, into one buffer.
-var acceptBuffers = sync.Pool{New: func() any { return new(copyMessage) }}
-
-func putAcceptBuffer(c *copyMessage) {
-	if cap(c.buf) <= 16<<20 { // an unusual group does not keep its memory
-		acceptBuffers.Put(c)
-	}
-}
-
 // acceptPlain is the hot path: one write, one wait.
 func (s *Store) acceptPlain(ctx context.Context, group []*mail.Submission) error {
-	c := acceptBuffers.Get().(*copyMessage)
-	defer putAcceptBuffer(c)
-	c.buf = c.buf[:0]
-	guard, err := s.inTime(ctx)
-	if err != nil {
+	x := newExchange()
+	defer x.free()
+	x.accept(group)
+	if err := s.inTime(ctx, x); err != nil {
 		return err
 	}
-	appendAccept(c, group, "BEGIN; ", guard+"COMMIT")
-	return onConn(ctx, s.durable, func(ctx context.Context, conn *pgx.Conn) error {
-		return s.late(copyOn(ctx, conn.PgConn(), c, s.clock.saw))
-	})
+	return s.late(x.run(ctx, s.durable))
 }
 
 // acceptWithKeys takes the keys of a group first: three more round trips.
@@ -132,15 +116,13 @@ func (s *Store) acceptWithKeys(ctx context.Context, group []*mail.Submission) er
 		if err != nil || len(fresh) == 0 {
 			return err
 		}
-		c := acceptBuffers.Get().(*copyMessage)
-		defer putAcceptBuffer(c)
-		c.buf = c.buf[:0]
-		guard, err := s.inTime(ctx)
-		if err != nil {
+		x := newExchange()
+		defer x.free()
+		x.accept(fresh)
+		if err := s.inTime(ctx, x); err != nil {
 			return err
 		}
-		appendAccept(c, fresh, "", guard)
-		return s.late(copyOn(ctx, tx.Conn().PgConn(), c, s.clock.saw))
+		return s.late(x.within(ctx, tx.Conn()))
 	})
 	if err == nil && errors.Join(errs...) != nil {
 		return &PartialError{Errors: errs}
@@ -166,17 +148,6 @@ func onConn(ctx context.Context, pool *pgxpool.Pool, f func(context.Context, *pg
 
 // errNotSent says that a connection was dead before anything was sent.
 var errNotSent = errors.New("nothing was sent")
-
-// copyOn sends prepared COPYs and reads all replies. On an error of the server
-// the rest of the statements is skipped by the protocol, and the transaction is
-// rolled back. The answer of a guard goes to saw.
-func copyOn(ctx context.Context, pg *pgconn.PgConn, c *copyMessage, saw func(time.Time)) error {
-	return roundTrip(ctx, pg, c.buf, func(_ int, fields [][]byte) {
-		if us, err := strconv.ParseInt(string(fields[0]), 10, 64); err == nil {
-			saw(time.UnixMicro(us))
-		}
-	})
-}
 
 // roundTrip writes messages that end in one that Postgres answers with
 // ReadyForQuery, and reads all answers: it hands over each row, with the number
@@ -230,61 +201,46 @@ func roundTrip(ctx context.Context, pg *pgconn.PgConn, messages []byte, row func
 	}
 }
 
-// appendAccept appends the rows of a group: one COPY for each table and leaf,
-// all in one query between before and after.
-func appendAccept(c *copyMessage, group []*mail.Submission, before, after string) {
-	id := func(sub *mail.Submission) mail.QueueID { return sub.ID }
+// accept adds the rows of a group: one COPY for each table and leaf.
+func (x *exchange) accept(group []*mail.Submission) {
 	for _, sub := range group {
 		if len(sub.With) > 0 {
 			group = append(group[:len(group):len(group)], sub.With...)
 		}
 	}
-	batches := byLeaf(group, id, hour) // an hour lies within a day
-	var sql strings.Builder
-	sql.WriteString(before)
-	for _, b := range batches {
-		d := day(b.items[0].ID)
-		fmt.Fprintf(&sql, copyMessages, d)
-		fmt.Fprintf(&sql, copyRecipients, d)
-		fmt.Fprintf(&sql, copyContents, b.leaf)
-	}
-	notices := withNotices(group)
-	if len(notices) > 0 {
-		sql.WriteString(copyNotices)
-	}
-	sql.WriteString(after)
-	c.query(sql.String())
-	for _, b := range batches {
-		start := c.data()
-		for _, sub := range b.items {
-			appendMessage(c, sub)
-		}
-		c.done(start)
-		start = c.data()
-		for _, sub := range b.items {
-			for i := range sub.Recipients {
-				appendRecipient(c, sub, &sub.Recipients[i])
+	id := func(sub *mail.Submission) mail.QueueID { return sub.ID }
+	for _, b := range byLeaf(group, id, hour) { // an hour lies within a day
+		today := day(b.items[0].ID)
+		x.copyIn("messages_"+today, fmt.Sprintf(copyMessages, today), func() {
+			for _, sub := range b.items {
+				appendMessage(&x.copyMessage, sub)
 			}
-		}
-		c.done(start)
-		start = c.data()
-		for _, sub := range b.items {
-			appendContent(c, sub)
-		}
-		c.done(start)
+		})
+		x.copyIn("recipients_"+today, fmt.Sprintf(copyRecipients, today), func() {
+			for _, sub := range b.items {
+				for i := range sub.Recipients {
+					appendRecipient(&x.copyMessage, sub, &sub.Recipients[i])
+				}
+			}
+		})
+		x.copyIn("contents_"+b.leaf, fmt.Sprintf(copyContents, b.leaf), func() {
+			for _, sub := range b.items {
+				appendContent(&x.copyMessage, sub)
+			}
+		})
 	}
-	if len(notices) > 0 {
-		start := c.data()
-		for _, sub := range notices {
-			appendNotice(c, sub)
-		}
-		c.done(start)
+	if notices := withNotices(group); len(notices) > 0 {
+		x.copyIn("notices", copyNotices, func() {
+			for _, sub := range notices {
+				appendNotice(&x.copyMessage, sub)
+			}
+		})
 	}
 }
 
 const copyMessages = `COPY messages_%s (queue_id, accepted_at, recipient_count, size_bytes, priority, smtputf8, report_of,
 reverse_path, tenant, body_type, ret, envid, traceparent, message_id, client_address, client_hello, protocol,
-campaign, require_tls, tls_optional, deliver_by, deliver_by_mode) FROM STDIN BINARY; `
+campaign, require_tls, tls_optional, deliver_by, deliver_by_mode) FROM STDIN BINARY`
 
 func appendMessage(c *copyMessage, sub *mail.Submission) {
 	c.row(22)
@@ -341,7 +297,7 @@ func deliverByMode(by mail.DeliverBy) string {
 // scheduler rings when next_attempt_at has come. No hint is published for
 // those that are held until later.
 const copyRecipients = `COPY recipients_%s (queue_id, recipient_no, next_attempt_at, expires_at, priority, notify, rung,
-domain, forward_path, orcpt) FROM STDIN BINARY; `
+domain, forward_path, orcpt) FROM STDIN BINARY`
 
 func appendRecipient(c *copyMessage, sub *mail.Submission, r *mail.Recipient) {
 	c.row(10)
@@ -363,7 +319,7 @@ func appendRecipient(c *copyMessage, sub *mail.Submission, r *mail.Recipient) {
 
 // copyNotices plans what RFC 2852 §4 has in mode N: the sender is told at the
 // time of BY of what has not left by then.
-const copyNotices = `COPY reports (queue_id, kind, due_at) FROM STDIN BINARY; `
+const copyNotices = `COPY reports (queue_id, kind, due_at) FROM STDIN BINARY`
 
 func withNotices(group []*mail.Submission) (notices []*mail.Submission) {
 	for _, sub := range group {
@@ -382,7 +338,7 @@ func appendNotice(c *copyMessage, sub *mail.Submission) {
 	c.time(sub.Envelope.DeliverBy.At)
 }
 
-const copyContents = `COPY contents_%s (queue_id, chunk_no, content) FROM STDIN BINARY; `
+const copyContents = `COPY contents_%s (queue_id, chunk_no, content) FROM STDIN BINARY`
 
 func appendContent(c *copyMessage, sub *mail.Submission) {
 	for no, content := int32(0), sub.Content; len(content) > 0; no++ {
@@ -460,7 +416,8 @@ func fill(content io.Reader, chunk []byte) (n int, err error) {
 
 // acceptInTx accepts a submission as part of a larger transaction.
 func acceptInTx(ctx context.Context, tx pgx.Tx, sub *mail.Submission) error {
-	c := &copyMessage{}
-	appendAccept(c, []*mail.Submission{sub}, "", "")
-	return copyOn(ctx, tx.Conn().PgConn(), c, nil) // without the guard there is no answer
+	x := newExchange()
+	defer x.free()
+	x.accept([]*mail.Submission{sub})
+	return x.within(ctx, tx.Conn())
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// copyMessage builds frontend messages of Postgres's wire protocol: queries,
+// copyMessage builds frontend messages of Postgres's wire protocol: statements,
 // rows in the binary COPY format, and parameters, whose format is the same.
 // pgx's CopyFrom cannot send several COPYs and their COMMIT in one write, which
 // is what makes the accept cheap (docs/performance.md).
@@ -16,14 +16,6 @@ type copyMessage struct{ buf []byte }
 
 // pgEpoch is the zero of a binary timestamptz.
 var pgEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
-// query appends a simple query.
-func (c *copyMessage) query(sql string) {
-	start := c.open('Q')
-	c.buf = append(c.buf, sql...)
-	c.buf = append(c.buf, 0)
-	c.close(start)
-}
 
 // open begins a message of the given type; close writes its length.
 func (c *copyMessage) open(kind byte) (start int) {

@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -40,7 +42,7 @@ func newExchange() *exchange {
 
 func (x *exchange) free() {
 	clear(x.statements)
-	if cap(x.buf) <= 1<<20 {
+	if cap(x.buf) <= 16<<20 { // an unusual group does not keep its memory
 		exchanges.Put(x)
 	}
 }
@@ -60,6 +62,14 @@ func (x *exchange) call(st hotStatement, params int, bind func()) {
 	start = x.open('E')
 	x.buf = append(x.buf, 0, 0, 0, 0, 0) // the portal; all rows
 	x.close(start)
+}
+
+// copyIn adds a COPY, which is prepared likewise, with its rows.
+func (x *exchange) copyIn(name, sql string, rows func()) {
+	x.call(hotStatement{name: name, sql: sql}, 0, func() {})
+	start := x.data()
+	rows()
+	x.done(start)
 }
 
 // array appends a parameter that is an array of a type, whose n elements each
@@ -108,6 +118,11 @@ func (c *copyMessage) texts(n int, v func(i int) string) {
 // ordinal reads the index, from 0, that WITH ORDINALITY has given a row.
 func ordinal(field []byte) int { return int(binary.BigEndian.Uint64(field)) - 1 }
 
+// timestamp reads a timestamptz.
+func timestamp(field []byte) time.Time {
+	return pgEpoch.Add(time.Duration(binary.BigEndian.Uint64(field)) * time.Microsecond)
+}
+
 // run sends the exchange on a connection of the pool and hands each row to
 // its statement.
 //
@@ -128,6 +143,9 @@ func (x *exchange) on(ctx context.Context, conn *pgx.Conn) error {
 	for i := range x.statements {
 		st := &x.statements[i]
 		if _, err := conn.Prepare(ctx, st.name, st.sql); err != nil {
+			if conn.IsClosed() {
+				err = fmt.Errorf("%w: %w", errNotSent, err)
+			}
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 
 // guard is that statement; Postgres says what time it is. A division by zero
 // is the cheapest error there is.
-const guard = `SELECT (extract(epoch FROM t) * 1000000)::bigint, 1 / (t < '%s')::integer FROM clock_timestamp() t; `
+const guard = `SELECT t, 1 / (t < $1)::integer FROM clock_timestamp() t`
 
 // divisionByZero is its SQLSTATE. Nothing else in an accept divides.
 const divisionByZero = "22012"
@@ -53,22 +52,24 @@ func (c *clock) at(t time.Time) (shown time.Time, ok bool) {
 	return c.shown.Add(t.Sub(c.heard)), !c.heard.IsZero()
 }
 
-// inTime returns the guard of a transaction: "" when its context has no end.
-func (s *Store) inTime(ctx context.Context) (string, error) {
+// inTime adds the guard of a transaction, if its context has an end.
+func (s *Store) inTime(ctx context.Context, x *exchange) error {
 	end, ok := ctx.Deadline()
 	if !ok {
-		return "", nil
+		return nil
 	}
 	limit, ok := s.clock.at(end)
 	if !ok {
 		var shown time.Time
 		if err := s.durable.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&shown); err != nil {
-			return "", err
+			return err
 		}
 		s.clock.saw(shown)
 		limit, _ = s.clock.at(end)
 	}
-	return fmt.Sprintf(guard, limit.UTC().Format("2006-01-02 15:04:05.000000Z07:00")), nil
+	shown := func(fields [][]byte) { s.clock.saw(timestamp(fields[0])) }
+	x.call(hotStatement{"in_time", guard, shown}, 1, func() { x.time(limit) })
+	return nil
 }
 
 // late makes an error of ours of the guard's. aboutData would blame the values.

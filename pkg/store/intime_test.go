@@ -107,7 +107,7 @@ func TestAcceptThatPostgresComesToTooLate(t *testing.T) {
 		return s.Accept(ctx, []*mail.Submission{sub})
 	}
 	must(t, accept(time.Minute, submission(1)))
-	const backend = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'BEGIN; COPY %' AND `
+	const backend = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT t, 1 / %' AND `
 	began := one[time.Time](t, f, `SELECT clock_timestamp()`)
 	way.keep.Store(true)
 	late := submission(1)

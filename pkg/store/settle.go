@@ -207,12 +207,11 @@ const copyAttempts = `COPY attempts_%s (queue_id, recipient_nos, attempt, action
 // attempts adds the history of settlements.
 func (x *exchange) attempts(worker *mail.WorkerID, settlements []mail.Settlement) {
 	for _, b := range byLeaf(settlements, func(s mail.Settlement) mail.QueueID { return s.Message.ID }, day) {
-		x.call(hotStatement{"attempts_" + b.leaf, fmt.Sprintf(copyAttempts, b.leaf), nil}, 0, func() {})
-		start := x.data()
-		for i := range b.items {
-			x.history(worker, &b.items[i])
-		}
-		x.done(start)
+		x.copyIn("attempts_"+b.leaf, fmt.Sprintf(copyAttempts, b.leaf), func() {
+			for i := range b.items {
+				x.history(worker, &b.items[i])
+			}
+		})
 	}
 }
 
