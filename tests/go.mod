@@ -8,6 +8,8 @@ tool github.com/nats-io/nats-server/v2
 
 require (
 	github.com/compose-spec/compose-go/v2 v2.16.2
+	github.com/emersion/go-sasl v0.0.0-20241020182733-b788ff22d5a6
+	github.com/emersion/go-smtp v0.25.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/postrider/postrider v0.0.0-00010101000000-000000000000
 	go.opentelemetry.io/proto/otlp v1.11.0
