@@ -1,8 +1,8 @@
 package mail
 
 import (
-	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -162,7 +162,13 @@ type EnhancedCode struct{ Class, Subject, Detail uint16 }
 
 // String returns the dotted form, such as "5.1.1".
 func (c EnhancedCode) String() string {
-	return fmt.Sprintf("%d.%d.%d", c.Class, c.Subject, c.Detail)
+	return string(c.appendTo(make([]byte, 0, len("5.999.999"))))
+}
+
+func (c EnhancedCode) appendTo(b []byte) []byte {
+	b = append(strconv.AppendInt(b, int64(c.Class), 10), '.')
+	b = append(strconv.AppendInt(b, int64(c.Subject), 10), '.')
+	return strconv.AppendInt(b, int64(c.Detail), 10)
 }
 
 // IsZero reports whether no code was given.
@@ -180,10 +186,12 @@ func (r Reply) Text() string { return strings.Join(r.Lines, " ") }
 
 // String returns the reply on one line: code, enhanced code, text.
 func (r Reply) String() string {
-	if r.Enhanced.IsZero() {
-		return strings.TrimSpace(fmt.Sprintf("%d %s", r.Code, r.Text()))
+	text := r.Text()
+	b := strconv.AppendInt(make([]byte, 0, len("250 5.999.999 ")+len(text)), int64(r.Code), 10)
+	if !r.Enhanced.IsZero() {
+		b = r.Enhanced.appendTo(append(b, ' '))
 	}
-	return strings.TrimSpace(fmt.Sprintf("%d %s %s", r.Code, r.Enhanced, r.Text()))
+	return strings.TrimSpace(string(append(append(b, ' '), text...)))
 }
 
 // Positive reports a 2yz or 3yz reply; Transient 4yz; Permanent 5yz:

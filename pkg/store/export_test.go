@@ -14,12 +14,13 @@ import (
 // HotStatements are the statements of the hot path for the leaf of an id.
 func HotStatements(id mail.QueueID) map[string]string {
 	return map[string]string{
-		"claim":     fmt.Sprintf(claimRows, day(id)),
-		"dispatch":  fmt.Sprintf(dispatchRows, day(id)),
-		"give back": fmt.Sprintf(giveBackRows, day(id)),
-		"park":      fmt.Sprintf(parkRows, day(id)),
-		"settle":    fmt.Sprintf(settleRows, day(id)),
-		"read":      fmt.Sprintf(readHot, hour(id)),
+		"claim":             fmt.Sprintf(claimRows, day(id)),
+		"dispatch":          fmt.Sprintf(dispatchRows, day(id)),
+		"give back":         fmt.Sprintf(giveBackRows, day(id)),
+		"park":              fmt.Sprintf(parkRows, day(id)),
+		"settle":            fmt.Sprintf(settleRows, day(id)),
+		"settle and report": fmt.Sprintf(settleAndReport, day(id)),
+		"read":              fmt.Sprintf(readHot, hour(id)),
 	}
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -22,24 +23,27 @@ type settledRow struct {
 // did before the claim is the worker's too: a crash of Postgres forgot the
 // claim, whose commit had not waited for the disk, and nobody has claimed the
 // row since. A delay never goes past the expiry.
-const settleRows = `WITH settled AS (
-    UPDATE recipients_%s r
-    SET state           = t.state::recipient_state,
-        attempt         = t.attempt + CASE WHEN $1::integer IS NULL THEN 1 ELSE 0 END,
-        next_attempt_at = CASE WHEN t.next_attempt_at IS NOT NULL THEN least(t.next_attempt_at, r.expires_at) END,
-        final_at        = CASE WHEN t.next_attempt_at IS NULL THEN now() END,
-        tries           = r.tries + t.tried,
-        worker_id       = NULL,
-        slot            = NULL,
-        dispatched      = false,
-        rung            = false,
-        final_reported  = t.next_attempt_at IS NULL AND t.report_at IS NULL
-    FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::timestamptz[], $7::smallint[], $8::timestamptz[], $9::text[])
-         WITH ORDINALITY AS t (queue_id, recipient_no, attempt, state, next_attempt_at, tried, report_at, kind, ord)
-    WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.state = 'queued'
-      AND (r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1
-           OR r.attempt = t.attempt - 1 AND r.worker_id IS NULL AND $1 IS NOT NULL)
-    RETURNING t.ord, r.queue_id, t.report_at, t.kind),
+const settleRows = `UPDATE recipients_%s r
+SET state           = t.state::recipient_state,
+    attempt         = t.attempt + CASE WHEN $1::integer IS NULL THEN 1 ELSE 0 END,
+    next_attempt_at = CASE WHEN t.next_attempt_at IS NOT NULL THEN least(t.next_attempt_at, r.expires_at) END,
+    final_at        = CASE WHEN t.next_attempt_at IS NULL THEN now() END,
+    tries           = r.tries + t.tried,
+    worker_id       = NULL,
+    slot            = NULL,
+    dispatched      = false,
+    rung            = false,
+    final_reported  = t.next_attempt_at IS NULL AND t.report_at IS NULL
+FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::timestamptz[], $7::smallint[], $8::timestamptz[], $9::text[])
+     WITH ORDINALITY AS t (queue_id, recipient_no, attempt, state, next_attempt_at, tried, report_at, kind, ord)
+WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.state = 'queued'
+  AND (r.attempt = t.attempt AND r.worker_id IS NOT DISTINCT FROM $1
+       OR r.attempt = t.attempt - 1 AND r.worker_id IS NULL AND $1 IS NOT NULL)
+RETURNING t.ord`
+
+// settleAndReport does the same for outcomes of which some are to be reported.
+const settleAndReport = `WITH settled AS (
+` + settleRows + `, r.queue_id, t.report_at, t.kind),
 due AS (
     INSERT INTO reports (queue_id, kind, due_at)
     SELECT DISTINCT s.queue_id, s.kind, s.report_at FROM settled s WHERE s.report_at IS NOT NULL)
@@ -118,7 +122,11 @@ func (x *exchange) settle(worker *mail.WorkerID, rows []settledRow, won map[fenc
 			r := &rows[ordinal(fields[0])]
 			won[fence{r.rowKey, r.outcome.Attempt}] = true
 		}
-		x.call(hotStatement{"settle_" + b.leaf, fmt.Sprintf(settleRows, b.leaf), wins}, 9, func() { x.settled(worker, rows) })
+		st := hotStatement{"settle_" + b.leaf, fmt.Sprintf(settleRows, b.leaf), wins}
+		if slices.ContainsFunc(rows, func(r settledRow) bool { return !r.outcome.ReportAt.IsZero() }) {
+			st = hotStatement{"settle_and_report_" + b.leaf, fmt.Sprintf(settleAndReport, b.leaf), wins}
+		}
+		x.call(st, 9, func() { x.settled(worker, rows) })
 	}
 }
 
