@@ -142,7 +142,27 @@ func TestJudge(t *testing.T) {
 		{"garbage to the dot, reused", circumstances{answer: uncertain(smtp.ErrReply), reused: true}, mail.Delayed, "4.5.0", scopeSession, moveSettle},
 		{"stopped after the dot", circumstances{answer: uncertain(smtpclient.ErrStopped)}, mail.Delayed, "4.3.0", scopeSession, moveSettle},
 
+		// AUTH: the mail waits for the operator, and the password stays here.
+		{"535 AUTH", circumstances{answer: said(mail.PhaseAuth, "535 5.7.8 no")}, mail.Delayed, "4.7.8", scopeSite, moveSettle}, // RFC 4954 §6
+		{"bare 535 AUTH", circumstances{answer: said(mail.PhaseAuth, "535 no")}, mail.Delayed, "4.7.8", scopeSite, moveSettle},
+		{"534 AUTH", circumstances{answer: said(mail.PhaseAuth, "534 5.7.9 too weak")}, mail.Delayed, "4.7.9", scopeSite, moveSettle},
+		{"454 AUTH", circumstances{answer: said(mail.PhaseAuth, "454 4.7.0 later")}, mail.Delayed, "4.7.0", scopeHost, moveNextHost},
+		{"421 AUTH, last", circumstances{answer: said(mail.PhaseAuth, "421 busy"), last: true}, mail.Delayed, "4.3.2", scopeSite, moveSettle},
+		{"AUTH, connection lost", circumstances{answer: met(mail.PhaseAuth, io.EOF)}, mail.Delayed, "4.4.2", scopeHost, moveNextHost},
+		{"AUTH, not verified", circumstances{answer: met(mail.PhaseAuth, smtpclient.ErrAuthUnverified)}, mail.Delayed, "4.7.11", scopeSite, moveSettle},
+		{"AUTH, host proves nothing", circumstances{answer: met(mail.PhaseAuth, smtpclient.ErrAuthExchange)}, mail.Delayed, "4.7.8", scopeSite, moveSettle},
+		{"AUTH, no mechanism", circumstances{answer: met(mail.PhaseAuth, smtpclient.ErrNoAuth)}, mail.Delayed, "4.7.4", scopeHost, moveNextHost},
+
+		// What one host cannot do another may.
+		{"too late for this host", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrTooLate)}, mail.Delayed, "4.4.7", scopeTransaction, moveNextHost}, // RFC 2852 §4.1
+		{"too late", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrTooLate), last: true}, mail.Failed, "5.4.7", scopeTransaction, moveSettle},
+		{"REQUIRETLS, not here", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsRequireTLS)}, mail.Delayed, "4.7.30", scopeTransaction, moveNextHost}, // RFC 8689 §4.2.1
+		{"REQUIRETLS", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsRequireTLS), last: true}, mail.Failed, "5.7.30", scopeTransaction, moveSettle},
+		{"REQUIRETLS, nobody vouches for the host, last", circumstances{answer: met(mail.PhaseStartTLS, errNoRequireTLS), tls: mail.TLSVerify, last: true}, mail.Failed, "5.7.30", scopeTransaction, moveSettle},
+		{"MTA-STS does not name the host", circumstances{answer: met(mail.PhaseStartTLS, errPolicy), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
+
 		// What the host was not asked.
+		{"8-bit", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeeds8Bit)}, mail.Failed, "5.6.3", scopeTransaction, moveSettle}, // RFC 6152 §3
 		{"too big", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrTooBig)}, mail.Failed, "5.3.4", scopeTransaction, moveSettle},               // RFC 1870 §6.1
 		{"SMTPUTF8", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsSMTPUTF8)}, mail.Failed, "5.6.7", scopeTransaction, moveSettle},       // RFC 6531 §3.5
 		{"binary", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsBinary)}, mail.Failed, "5.6.3", scopeTransaction, moveSettle},           // RFC 3030 §3
@@ -189,7 +209,7 @@ func TestOurOwnTroubleIsNoAttempt(t *testing.T) {
 }
 
 var allPhases = []mail.Phase{
-	mail.PhaseResolve, mail.PhaseConnect, mail.PhaseBanner, mail.PhaseHello, mail.PhaseStartTLS, mail.PhaseMail,
+	mail.PhaseResolve, mail.PhaseConnect, mail.PhaseBanner, mail.PhaseHello, mail.PhaseStartTLS, mail.PhaseAuth, mail.PhaseMail,
 	mail.PhaseRcpt, mail.PhaseData, mail.PhaseBody, mail.PhaseDot, mail.PhaseQueue, "",
 }
 
@@ -205,7 +225,9 @@ func TestJudgeIsTotal(t *testing.T) {
 				}
 			}
 		}
-		for _, err := range []error{io.EOF, smtp.ErrReply, smtpclient.ErrStopped, smtpclient.ErrTooBig, smtpclient.ErrOutOfStep, smtpclient.ErrHandshake, smtpclient.ErrNoTLS, errors.New("unheard of")} {
+		for _, err := range []error{io.EOF, smtp.ErrReply, smtpclient.ErrStopped, smtpclient.ErrTooBig, smtpclient.ErrOutOfStep, smtpclient.ErrHandshake, smtpclient.ErrNoTLS, smtpclient.ErrUntrusted,
+			smtpclient.ErrTooLate, smtpclient.ErrNeeds8Bit, smtpclient.ErrNeedsBinary, smtpclient.ErrNeedsSMTPUTF8, smtpclient.ErrNeedsRequireTLS,
+			smtpclient.ErrAuthUnverified, smtpclient.ErrNoAuth, smtpclient.ErrAuthExchange, errNoRequireTLS, errPolicy, errors.New("unheard of")} {
 			answers = append(answers, met(phase, err), smtpclient.Answer{Phase: phase, Err: err, Uncertain: true})
 		}
 	}
