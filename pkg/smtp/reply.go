@@ -18,6 +18,7 @@ import (
 const (
 	maxReplyLine  = 2048 // octets of one line, with its line end
 	maxReplyLines = 128
+	maxReply      = 64 << 10 // octets of all lines: a reply is kept in history
 )
 
 // ErrReply is returned by ReadReply for bytes that are no SMTP reply, or one
@@ -30,16 +31,20 @@ var ErrReply = errors.New("malformed SMTP reply")
 // print: valid UTF-8 without control characters.
 //
 // A line may end in a bare LF, have no text, and be up to 2048 octets; a
-// reply may have up to 128 lines. ReadReply fails with ErrReply when the
+// reply may have up to 128 lines and 64 KiB. ReadReply fails with ErrReply when the
 // bytes are no such reply, with io.ErrUnexpectedEOF or io.EOF when the
 // connection ended inside or before it, or with the error of r. It needs a
 // reader whose buffer has at least 2048 bytes, which the default has.
 func ReadReply(r *bufio.Reader) (mail.Reply, error) {
 	var reply mail.Reply
+	size := 0
 	for len(reply.Lines) < maxReplyLines {
 		line, err := readReplyLine(r, len(reply.Lines) > 0)
 		if err != nil {
 			return mail.Reply{}, err
+		}
+		if size += len(line); size > maxReply {
+			return mail.Reply{}, fmt.Errorf("%w: more than %d octets", ErrReply, maxReply)
 		}
 		code, more, text, ok := cutReplyCode(line)
 		if !ok {

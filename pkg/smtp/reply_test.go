@@ -63,6 +63,7 @@ func TestReadReply(t *testing.T) {
 		{in: "250 " + strings.Repeat("x", 2043) + "\r\n", err: ErrReply},
 		{in: "250 " + strings.Repeat("x", 100000), err: ErrReply},
 		{in: strings.Repeat("250-x\r\n", 129), err: ErrReply},
+		{in: strings.Repeat("250-"+strings.Repeat("x", 2000)+"\r\n", 40) + "250 x\r\n", err: ErrReply},
 	}
 	for _, tt := range tests {
 		for name, r := range map[string]io.Reader{

@@ -184,7 +184,8 @@ func (r *trial) settled(id string, want []hostile.Outcome, uncertain bool) {
 	r.t.Helper()
 	const query = `SELECT r.state::text, r.tries, r.worker_id IS NOT NULL, r.slot IS NOT NULL,
 			COALESCE(r.next_attempt_at > now() + interval '20 minutes', false),
-			COALESCE(h.status, ''), COALESCE(h.uncertain, false), COALESCE(h.reply, '')
+			COALESCE(h.status, ''), COALESCE(h.uncertain, false), COALESCE(h.reply, ''),
+			(SELECT count(*) FROM postrider.history h WHERE h.queue_id = r.queue_id AND h.recipient_no = r.recipient_no)
 		FROM postrider.recipients r
 		LEFT JOIN LATERAL (SELECT * FROM postrider.history h WHERE h.queue_id = r.queue_id AND h.recipient_no = r.recipient_no
 			ORDER BY h.attempt DESC LIMIT 1) h ON true
@@ -198,15 +199,17 @@ func (r *trial) settled(id string, want []hostile.Outcome, uncertain bool) {
 		n := 0
 		for ; rows.Next(); n++ {
 			var state, status, reply string
-			var tries int
+			var tries, attempts int
 			var claimed, parked, later, unsure bool
-			if err := rows.Scan(&state, &tries, &claimed, &parked, &later, &status, &unsure, &reply); err != nil {
+			if err := rows.Scan(&state, &tries, &claimed, &parked, &later, &status, &unsure, &reply, &attempts); err != nil {
 				return err
 			}
 			waits := state == "queued" && tries == 1 && !claimed && !parked && later
 			switch got := (hostile.Outcome{State: state, Status: status}); {
 			case n >= len(want):
 				return fmt.Errorf("more than %d recipients", len(want))
+			case attempts != 1:
+				return fmt.Errorf("recipient %d: %d attempts, after %q; want 1", n+1, attempts, reply)
 			case state == "relayed" && want[n].State == "relayed":
 			case got != want[n] && (got.State != want[n].State || status != r.Want.Or), unsure != uncertain, state == "queued" && !waits:
 				return fmt.Errorf("recipient %d: %s, uncertain %v, %d tries, claimed %v, parked %v, waits long %v, after %q; want %s, uncertain %v",

@@ -64,11 +64,11 @@ func (w *World) Remote(name string) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	host := 10 + w.hosts
-	if host > 250 {
+	if host > 500 {
 		return "", errors.New("no addresses left in the world's network")
 	}
 	w.hosts++
-	w.zone.A[name] = []string{fmt.Sprintf("%s.%d", w.network, host)}
+	w.zone.A[name] = []string{w.Address(host)}
 	return w.address(host, RemotePort), w.DNS.Set(clone(w.zone))
 }
 

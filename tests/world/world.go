@@ -4,7 +4,7 @@
 // tests and the benchmark start it, send mail in, and look at what comes out
 // at remote hosts.
 //
-// Every world has a loopback network of its own, 127.x.y.0/24: .1 is
+// Every world has a loopback network of its own, 127.x.y.0/23: .1 is
 // postrider, .10 and up are remote hosts, which all listen on RemotePort.
 package world
 
@@ -69,10 +69,11 @@ type World struct {
 	DNS      *dnstest.Server
 	services []*Service
 
-	bin     string
-	network string // the first three octets
-	remove  bool   // Dir goes with Close
-	env     map[string]string
+	bin    string
+	second int  // octet of its network
+	third  int  // an even one
+	remove bool // Dir goes with Close
+	env    map[string]string
 
 	mu    sync.Mutex // guards all below, held
 	nats  *proc.Process
@@ -161,7 +162,7 @@ func (w *World) place(parent string) error {
 		return err
 	}
 	for range 20 {
-		w.network = fmt.Sprintf("127.%d.%d", 1+rand.IntN(250), rand.IntN(256))
+		w.second, w.third = 1+rand.IntN(250), 2*rand.IntN(128)
 		// Whoever has this port of the network has the network.
 		l, err := net.Listen("tcp", w.address(1, natsPort))
 		if err == nil {
@@ -177,10 +178,12 @@ func (w *World) address(host, port int) string {
 
 // Address returns an address of the world's network, for a client that is to
 // come from another one than the others.
-func (w *World) Address(host int) string { return fmt.Sprintf("%s.%d", w.network, host) }
+func (w *World) Address(host int) string {
+	return fmt.Sprintf("127.%d.%d.%d", w.second, w.third+host/251, host%251)
+}
 
 // Network returns the world's network in CIDR form.
-func (w *World) Network() string { return w.network + ".0/24" }
+func (w *World) Network() string { return w.Address(0) + "/23" }
 
 // environment is what all services are told.
 func (w *World) environment(o Options) error {

@@ -102,7 +102,7 @@ func (s *Scenario) Recipients() []string {
 
 // All returns the whole table, in the order of the dialogue.
 func All() []*Scenario {
-	all := slices.Concat(connecting(), crossed(), replies(), recipients(), extensions(), handshakes(), content(), sessions())
+	all := slices.Concat(connecting(), crossed(), replies(), recipients(), extensions(), chunks(), handshakes(), content(), sessions())
 	slices.SortStableFunc(all, func(a, b *Scenario) int { return order(a.At) - order(b.At) })
 	return all
 }

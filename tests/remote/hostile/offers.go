@@ -14,6 +14,8 @@ func extensions() []*Scenario {
 	tooBig.Transactions = 0
 	unoffered := fails("5.6.7")
 	unoffered.Transactions = 0
+	slow := before("4.4.7")
+	slow.Outcomes = []Outcome{{"failed", "5.4.7"}}
 	slowly := func(phase smtptest.Phase, do smtptest.Act) smtptest.Rule {
 		return smtptest.Rule{At: phase, Do: smtptest.Later(50*time.Millisecond, do)}
 	}
@@ -37,6 +39,41 @@ func extensions() []*Scenario {
 			Script: at(smtptest.Rcpt, reply(553, "5.6.7 ASCII only")), Want: fails("5.6.7")},
 		{Name: "dsn-lie", At: "MAIL", Host: "offers DSN and replies 555 to RET", Params: "RET=HDRS",
 			Script: rules(smtptest.Rule{At: smtptest.Mail, Match: "RET=", Do: reply(555, "5.5.4 what?")}), Want: fails("5.5.4")},
+		{Name: "pipelining-drop", At: "RCPT", Host: "offers PIPELINING and closes when more than one command comes",
+			Script: at(smtptest.Mail, smtptest.Then(reply(250, "ok"), smtptest.Drop())), Want: next("4.4.2")},
+		{Name: "8bitmime-missing", At: "EHLO", Host: "does not offer 8BITMIME: it gets a conversion", EightBit: true, Params: "BODY=8BITMIME",
+			Script: offering([]string{"PIPELINING"}), Want: relayed()},
+		{Name: "deliverby-lie", At: "MAIL", Host: "offers DELIVERBY and replies 555 to BY", Params: "BY=3600;N",
+			Script: offering([]string{"PIPELINING", "DELIVERBY"}, smtptest.Rule{At: smtptest.Mail, Match: "BY=", Do: reply(555, "5.5.4 what?")}), Want: fails("5.5.4")},
+		{Name: "deliverby-slow", At: "EHLO", Host: "offers DELIVERBY of two hours at least, and the message is to be there in one", Params: "BY=3600;R",
+			Script: offering([]string{"PIPELINING", "DELIVERBY 7200"}), Want: slow},
+	}
+}
+
+// chunks are hosts that offer CHUNKING. A host that refuses BDAT gets the
+// message by DATA, in a transaction of its own.
+func chunks() []*Scenario {
+	reply, drop := smtptest.Reply, smtptest.Drop()
+	chunk := func(name, at, host string, phase smtptest.Phase, do smtptest.Act, want Want) *Scenario {
+		return &Scenario{Name: "chunking-" + name, At: at, Host: "offers CHUNKING and " + host, Want: want,
+			Script: offering([]string{"PIPELINING", "8BITMIME", "CHUNKING"}, smtptest.Rule{At: phase, Do: do})}
+	}
+	stalls := chunk("stall", "DATA", "says nothing to BDAT", smtptest.Bdat, smtptest.Stall(), next("4.4.2"))
+	stalls.Shaping = `data_timeout = "1s"`
+	return []*Scenario{
+		chunk("502", "DATA", "replies 502 to BDAT", smtptest.Bdat, reply(502, "5.5.1 what?"), after(1, 2)),
+		chunk("503", "DATA", "replies 503 to BDAT", smtptest.Bdat, reply(503, "5.5.1 not now"), after(1, 2)),
+		chunk("554", "DATA", "replies 554 to BDAT, and not to DATA", smtptest.Bdat, reply(554, "5.7.1 no"), after(1, 2)),
+		chunk("451", "DATA", "replies 451 to BDAT", smtptest.Bdat, reply(451, "4.7.0 later"), waits("4.7.0")),
+		chunk("354", "DATA", "replies 354 to BDAT", smtptest.Bdat, reply(354, "go ahead"), next("4.5.0")),
+		chunk("421", "DATA", "replies 421 to BDAT and closes", smtptest.Bdat, smtptest.Then(reply(421, "4.3.2 bye"), drop), next("4.3.2")),
+		chunk("drop", "DATA", "closes at BDAT", smtptest.Bdat, drop, next("4.4.2")),
+		stalls,
+		chunk("drop-in-chunk", "content", "closes before it reads the chunk, which had left whole", smtptest.Body, drop, unsure("4.4.2")),
+		chunk("552-at-end", "final dot", "replies 552 to the last chunk", smtptest.Dot, reply(552, "5.3.4 too big"), fails("5.3.4")),
+		chunk("451-at-end", "final dot", "replies 451 to the last chunk", smtptest.Dot, reply(451, "4.7.0 later"), waits("4.7.0")),
+		chunk("354-at-end", "final dot", "replies 354 to the last chunk", smtptest.Dot, reply(354, "more"), unsure("4.5.0")),
+		chunk("drop-at-end", "final dot", "closes in place of a reply to the last chunk", smtptest.Dot, drop, unsure("4.4.2")),
 	}
 }
 

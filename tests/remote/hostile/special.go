@@ -2,6 +2,8 @@ package hostile
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/postrider/postrider/pkg/smtptest"
@@ -27,12 +29,14 @@ func replies() []*Scenario {
 		}
 		return all
 	}
+	long := slices.Repeat([]string{"X-" + strings.Repeat("LONG", 400)}, 64)
 	return []*Scenario{
 		{Name: "ehlo-unknown", At: "EHLO", Host: "replies 502 to EHLO and knows HELO", Script: at(smtptest.Hello, smtptest.Reply(502, "5.5.1 what?")), Want: relayed()},
 		{Name: "ehlo-hangs-up", At: "EHLO", Host: "replies 550 to EHLO and closes",
 			Script: at(smtptest.Hello, smtptest.Then(smtptest.Reply(550, "5.7.1 you are on a list"), smtptest.Drop())), Want: before("4.7.1")},
 		{Name: "ehlo-100-lines", At: "EHLO", Host: "offers a hundred extensions", Script: at(smtptest.Hello, smtptest.Reply(250, lines(100)...)), Want: relayed()},
 		{Name: "ehlo-1000-lines", At: "EHLO", Host: "offers a thousand extensions", Script: at(smtptest.Hello, smtptest.Reply(250, lines(1000)...)), Want: before("4.5.0")},
+		{Name: "ehlo-100-kilobytes", At: "EHLO", Host: "offers extensions of 100 KB in all", Script: at(smtptest.Hello, smtptest.Reply(250, long...)), Want: before("4.5.0")},
 		{Name: "bare-lf", At: "greeting", Host: "ends its lines in LF", Script: at(smtptest.Banner, smtptest.Raw("220-mx\n220 mx\n")), Want: relayed()},
 		{Name: "no-text", At: "RCPT", Host: "gives codes without text", Script: at(smtptest.Rcpt, smtptest.Raw("250\r\n")), Want: relayed()},
 		{Name: "odd-enhanced", At: "RCPT", Host: "gives an enhanced code of another class, which does not count",
@@ -114,6 +118,12 @@ func sessions() []*Scenario {
 		w.Connections = 0 // the one that was there
 		return w
 	}())
+	// The 421 is there before the next message, and no answer to it.
+	all = append(all, &Scenario{
+		Name: "421-unasked", At: "MAIL", Host: "takes one message, then says 421 unasked and closes", Used: true, Shaping: `idle_timeout = "1m"`, Want: after(1, 1),
+		Script: rules(smtptest.Rule{At: smtptest.Dot, Times: 1, Do: smtptest.Then(smtptest.Reply(250, "2.0.0 taken"),
+			smtptest.Later(50*time.Millisecond, smtptest.Then(smtptest.Reply(421, "4.4.2 idle for too long"), smtptest.Drop())))}),
+	})
 	for _, r := range []struct {
 		name, words, timeout string
 		do                   smtptest.Act

@@ -12,7 +12,7 @@ func Table() string {
 # What becomes of mail for hosts that misbehave
 
 Each line is a remote host that was tried: what it does, and what becomes of a message for it after one attempt. The same table is the test
-(` + "`go test ./tests/remote`" + `), which also looks at this: the host sees exactly so many connections and transactions; no recipient stays claimed and no connection
+(` + "`go test ./tests/remote`" + `), which also looks at this: history has one attempt for each recipient; the host sees exactly so many connections and transactions; no recipient stays claimed and no connection
 stays open; and once the host is in order, the message is relayed at the next attempt, or the next message at once. Each host can be started alone:
 
 ` + "```sh" + `
