@@ -162,7 +162,7 @@ func TestJudge(t *testing.T) {
 		{"MTA-STS does not name the host", circumstances{answer: met(mail.PhaseStartTLS, errPolicy), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
 
 		// What the host was not asked.
-		{"8-bit", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeeds8Bit)}, mail.Failed, "5.6.3", scopeTransaction, moveSettle}, // RFC 6152 §3
+		{"8-bit", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeeds8Bit)}, mail.Failed, "5.6.3", scopeTransaction, moveSettle},              // RFC 6152 §3
 		{"too big", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrTooBig)}, mail.Failed, "5.3.4", scopeTransaction, moveSettle},               // RFC 1870 §6.1
 		{"SMTPUTF8", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsSMTPUTF8)}, mail.Failed, "5.6.7", scopeTransaction, moveSettle},       // RFC 6531 §3.5
 		{"binary", circumstances{answer: met(mail.PhaseMail, smtpclient.ErrNeedsBinary)}, mail.Failed, "5.6.3", scopeTransaction, moveSettle},           // RFC 3030 §3

@@ -38,6 +38,14 @@ that of RFC 5321 §4.5.3.2.
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %d, %d |\n", s.Name, s.Host, then(s.Want), elsewhere(s.Want), s.Want.Connections, s.Want.Transactions)
 	}
+	b.WriteString("\n## Mistakes that others have made\n\n| mistake | what shows that we do not make it |\n|---|---|\n")
+	for _, m := range Mistakes {
+		var tests []string
+		for _, t := range m.Tests {
+			tests = append(tests, fmt.Sprintf("%s in %s", t.Name, t.Package))
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", m.Words, strings.Join(tests, ", "))
+	}
 	return b.String()
 }
 
