@@ -2,10 +2,10 @@
 # Installs what the tests need beside Go: Postgres, the tools of Postfix
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
 # Python, msmtp, curl and Node.js as real clients, Dovecot for LMTP and SASL,
-# Exim and OpenSMTPD as other mail servers (unpack.sh), and a C compiler for the
-# race detector. As root on Debian or Ubuntu it installs what is missing;
-# otherwise it says so and fails. Servers that the packages would start are not
-# started: tests start their own.
+# Exim and OpenSMTPD as other mail servers (unpack.sh), Unbound and a signer of
+# zones for DNSSEC, and a C compiler for the race detector. As root on Debian or
+# Ubuntu it installs what is missing; otherwise it says so and fails. Servers
+# that the packages would start are not started: tests start their own.
 set -eu
 cd "$(dirname "$0")"
 
@@ -24,6 +24,8 @@ missing() {
 	have curl || echo curl
 	{ have node && have npm; } || echo nodejs npm
 	have cc || echo gcc libc6-dev
+	have unbound || echo unbound
+	have ldns-signzone || echo ldnsutils
 }
 
 # What is there beside packages, each in a folder of its own that is complete.

@@ -92,7 +92,8 @@ func (r *tlsReporter) send(ctx context.Context, to store.TLSReport) error {
 		Submitter: r.cfg.Hostname, Organization: r.cfg.organization(), Contact: r.cfg.TLSReportContact,
 		Domain: to.Domain, Day: to.Day.UTC(), Counts: counts,
 	}
-	way, failed := "mail", error(nil)
+	var failed error
+	way := "mail"
 	if scheme, _, _ := strings.Cut(to.RUA, ":"); strings.EqualFold(scheme, "https") {
 		way = "https"
 		failed, err = r.post(ctx, report, to)

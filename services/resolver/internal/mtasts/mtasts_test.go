@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/pkg/store"
@@ -107,6 +108,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if again, err := Parse(strings.Join(p.Text, "\r\n")); err != nil || again.Mode != p.Mode || !slices.Equal(again.MX, p.MX) || again.MaxAge != p.MaxAge {
 			t.Errorf("its lines read again: %+v, %v", again, err)
+		}
+		if strings.ContainsFunc(strings.Join(p.Text, ""), func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) {
+			t.Errorf("lines that Postgres and reports cannot have: %q", p.Text)
 		}
 		if p.Matches("") || p.Matches("net") != slices.Contains(p.MX, "net") {
 			t.Errorf("%q matches what it must not", p.MX)
