@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	shared.Options.Roots = authority.PEM()
+	shared.Options.Shaping += large()
 	world.Main(m, shared)
 }
 
