@@ -323,3 +323,25 @@ func TestDialRefusesInside(t *testing.T) {
 	}
 	_ = conn.Close()
 }
+
+// TestSmartHostsHaveNoPolicy: what a domain publishes is about its own mail
+// exchangers; a smart host that an operator chose is not measured by it
+// (ZoneMTA#410), nor reported on.
+func TestSmartHostsHaveNoPolicy(t *testing.T) {
+	s := dnstest.Start(t, dnstest.Zone{
+		A: map[string][]string{"smart.test": {"192.0.2.1"}},
+		TXT: map[string][]string{
+			"_mta-sts.smart.test": {"v=STSv1; id=1;"}, "_smtp._tls.smart.test": {"v=TLSRPTv1; rua=mailto:tls@smart.test"},
+		},
+	})
+	r := resolverFor(t, s, Config{TLSReports: true, STS: policies{
+		"smart.test": {Policy: mtasts.Policy{Mode: mtasts.ModeEnforce, MX: []string{"mx.elsewhere.test"}}},
+	}})
+	res, err := r.SmartHosts(t.Context(), []string{"smart.test:25"})
+	if err != nil || res.Plan == nil {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if route := res.Plan.Route(Demands{}); route.STS != "" || route.Hosts[0].OutsideSTS || route.Report != nil {
+		t.Errorf("%+v", route)
+	}
+}
