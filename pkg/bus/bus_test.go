@@ -495,6 +495,9 @@ func TestDrainOfADeadWorker(t *testing.T) {
 		publish()
 	}
 	<-held
+	if ids, err := heir.ReadyWorkers(t.Context()); err != nil || !slices.Equal(ids, []mail.WorkerID{7}) {
+		t.Errorf("requests wait for workers %v, %v; want 7", ids, err)
+	}
 	dying.Cut()
 
 	box := newInbox()
@@ -512,6 +515,9 @@ func TestDrainOfADeadWorker(t *testing.T) {
 	}
 	<-drained
 	eventually(t, "nothing is left", noHintLeft(t, resolver))
+	if ids, err := heir.ReadyWorkers(t.Context()); err != nil || len(ids) != 0 {
+		t.Errorf("requests wait for workers %v, %v; want none", ids, err)
+	}
 	if _, err := admin(t, s).Consumer(t.Context(), "POSTRIDER_READY", "worker-7"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		t.Errorf("the dead worker's consumer: %v, want it gone", err)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -53,6 +55,31 @@ func (b *Bus) DrainReady(ctx context.Context, dead mail.WorkerID, handle func(co
 		return fmt.Errorf("drain worker %d: %w", dead, err)
 	}
 	return nil
+}
+
+// ReadyWorkers returns the workers for which requests wait or are unacked.
+func (b *Bus) ReadyWorkers(ctx context.Context) ([]mail.WorkerID, error) {
+	if up, _, why := b.state(); !up {
+		return nil, fmt.Errorf("ready workers: %w: %w", ErrDown, why)
+	}
+	ctx, cancel := b.request(ctx)
+	defer cancel()
+	stream, err := b.js.Stream(ctx, streamReady)
+	if err != nil {
+		return nil, fmt.Errorf("ready workers: %w", err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjectReady+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("ready workers: %w", err)
+	}
+	var found []mail.WorkerID
+	for subject := range info.State.Subjects {
+		// Whatever else was published there is left to its age.
+		if id, err := strconv.ParseInt(strings.TrimPrefix(subject, subjectReady), 10, 32); err == nil {
+			found = append(found, mail.WorkerID(id))
+		}
+	}
+	return found, nil
 }
 
 // empty reports whether the consumer has nothing to deliver and waits for no

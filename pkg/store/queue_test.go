@@ -283,13 +283,13 @@ func TestWorkersAndSlots(t *testing.T) {
 	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != 0 {
 		t.Fatalf("the second worker took %v, %v", taken, err)
 	}
-	if err := f.ReleaseSlots(t.Context(), a, []int16{3, 4}); err != nil {
+	if err := f.ReleaseSlots(t.Context(), a, []int16{3, 4}, true); err != nil {
 		t.Fatal(err)
 	}
 	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != 2 {
 		t.Fatalf("took %v, %v after a release", taken, err)
 	}
-	l, err := f.Renew(t.Context(), a, lease)
+	l, err := f.Renew(t.Context(), a, store.Terms{Claims: lease, Slots: lease})
 	if err != nil || l.Gone || len(l.Slots) != mail.Slots-2 || !slices.Equal(l.Live, []mail.WorkerID{a, b}) {
 		t.Fatalf("renewed %+v, %v", l, err)
 	}
@@ -297,12 +297,15 @@ func TestWorkersAndSlots(t *testing.T) {
 	if err != nil || homes[3] != (store.Home{Worker: b, Live: true}) || homes[5].Worker != a {
 		t.Fatalf("homes %+v, %v", homes, err)
 	}
+	if !homes[4].Live || homes[4].Left || homes[63].Worker != a {
+		t.Errorf("homes %+v, want slot 4 taken, and the last one with the first worker", homes)
+	}
 	f.exec(t, "UPDATE workers SET lease_until = now() - interval '1 second' WHERE worker_id = $1", a)
 	f.exec(t, "UPDATE slots SET lease_until = now() - interval '1 second' WHERE worker_id = $1", a)
 	if taken, err := f.TakeSlots(t.Context(), b, lease, all); err != nil || len(taken) != mail.Slots-2 {
 		t.Fatalf("took %d, %v after the lease ended", len(taken), err)
 	}
-	if l, err := f.Renew(t.Context(), a, lease); err != nil || l.Gone || len(l.Slots) != 0 {
+	if l, err := f.Renew(t.Context(), a, store.Terms{Claims: lease, Slots: lease}); err != nil || l.Gone || len(l.Slots) != 0 {
 		t.Fatalf("a late worker renewed %+v, %v; want its life, not its slots", l, err)
 	}
 }
@@ -331,11 +334,54 @@ func TestReclaim(t *testing.T) {
 	if n := one[int](t, f, "SELECT count(*) FROM history WHERE uncertain AND queue_id = $1", sending.ID); n != 2 {
 		t.Errorf("%d recipients are uncertain, want the 2 in a transaction", n)
 	}
-	if l, err := f.Renew(t.Context(), w, lease); err != nil || !l.Gone {
+	if l, err := f.Renew(t.Context(), w, store.Terms{Claims: lease, Slots: lease}); err != nil || !l.Gone {
 		t.Errorf("a dead worker renewed %+v, %v", l, err)
 	}
 	if n := len(f.ring(t, store.RingOptions{})); n != 2 {
 		t.Errorf("rung %d messages, want 2", n)
+	}
+	f.balanced(t)
+}
+
+// TestAWorkerThatIsNoHomeLosesWhatItHasNotBegun: its claims without a
+// transaction wait again long before it is dead; those in one stay its own.
+func TestAWorkerThatIsNoHomeLosesWhatItHasNotBegun(t *testing.T) {
+	f := setup(t)
+	idle, sending := submission(1), submission(2)
+	f.accept(t, idle, sending)
+	w, other := f.worker(t), f.worker(t)
+	f.claim(t, w, idle)
+	req := f.claim(t, w, sending)
+	if _, err := f.Dispatch(t.Context(), w, []*mail.DeliveryRequest{req}); err != nil {
+		t.Fatal(err)
+	}
+	terms := store.Terms{Claims: lease, Slots: lease / 2}
+	if l, err := f.Renew(t.Context(), w, terms); err != nil || l.Gone {
+		t.Fatalf("renewed %+v, %v", l, err)
+	}
+	l, err := f.Renew(t.Context(), other, terms)
+	if err != nil || !slices.Equal(l.Live, []mail.WorkerID{w, other}) || l.Next <= 0 || l.Next > lease/2 {
+		t.Fatalf("renewed %+v, %v; want both live, and the end of the first within %v", l, err, lease/2)
+	}
+	if r, err := f.Reclaim(t.Context(), 0); err != nil || r.Recipients != 0 {
+		t.Fatalf("reclaimed %+v, %v from a home", r, err)
+	}
+	f.exec(t, "UPDATE workers SET home_until = now() - interval '1 second' WHERE worker_id = $1", w)
+	if l, err := f.Renew(t.Context(), other, terms); err != nil || !slices.Equal(l.Live, []mail.WorkerID{other}) || l.Next != 0 {
+		t.Fatalf("renewed %+v, %v; want to be alone", l, err)
+	}
+	if r, err := f.Reclaim(t.Context(), time.Hour); err != nil || r.Recipients != 0 {
+		t.Fatalf("reclaimed %+v, %v right after the start of Postgres", r, err)
+	}
+	if r, err := f.Reclaim(t.Context(), 0); err != nil || len(r.Workers) != 0 || r.Recipients != 1 || r.Uncertain != 0 {
+		t.Fatalf("reclaimed %+v, %v; want what was not begun", r, err)
+	}
+	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
+		t.Errorf("rung %d messages, want 1", n)
+	}
+	lost, err := f.Settle(t.Context(), w, []mail.Settlement{settlement(req, mail.Outcome{Action: mail.Relayed})})
+	if err != nil || lost != 0 {
+		t.Errorf("of what was begun %d are lost, %v", lost, err)
 	}
 	f.balanced(t)
 }

@@ -28,7 +28,7 @@ var ErrNotFound = errors.New("no such message")
 // three pools of a process.
 type Config struct {
 	URL      string `envconfig:"POSTGRES_URL" required:"true" desc:"Postgres 15 or newer that keeps the queue, as a URL or key=value list." secret:"true"`
-	MaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"4" desc:"Connections per process and pool (a process has up to three pools: durable, relaxed, plain)."`
+	MaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"4" desc:"Connections per process and pool (a process has up to three pools: durable, relaxed, plain; a delivery worker has one connection more, for its lease)."`
 }
 
 // Validate reports a configuration that cannot work.
@@ -51,6 +51,7 @@ type Store struct {
 	durable *pgxpool.Pool // accept, settle: COMMIT waits for the disk
 	relaxed *pgxpool.Pool // claim, dispatch, park: losing one only repeats a step
 	plain   *pgxpool.Pool // everything that is not on the hot path
+	pulse   *pgxpool.Pool // one connection: a renewal waits for nothing else
 	clock   clock
 }
 
@@ -75,17 +76,19 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s := &Store{}
 	for _, p := range []struct {
 		pool   **pgxpool.Pool
+		conns  int
 		params []map[string]string
 	}{
-		{&s.durable, []map[string]string{interpreted, pinned}},
-		{&s.relaxed, []map[string]string{interpreted, pinned, {"synchronous_commit": "off"}}},
-		{&s.plain, []map[string]string{interpreted}},
+		{&s.durable, c.MaxConns, []map[string]string{interpreted, pinned}},
+		{&s.relaxed, c.MaxConns, []map[string]string{interpreted, pinned, {"synchronous_commit": "off"}}},
+		{&s.plain, c.MaxConns, []map[string]string{interpreted}},
+		{&s.pulse, 1, []map[string]string{interpreted}},
 	} {
 		cfg, err := pgxpool.ParseConfig(c.URL)
 		if err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
-		cfg.MaxConns = int32(c.MaxConns)
+		cfg.MaxConns = int32(p.conns)
 		cfg.MinConns = 0
 		cfg.MaxConnIdleTime = 5 * time.Minute
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
@@ -107,7 +110,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 // Close ends all connections. Calls in progress fail.
 func (s *Store) Close() {
-	for _, p := range []*pgxpool.Pool{s.durable, s.relaxed, s.plain} {
+	for _, p := range []*pgxpool.Pool{s.durable, s.relaxed, s.plain, s.pulse} {
 		if p != nil {
 			p.Close()
 		}

@@ -14,18 +14,19 @@ import (
 type Home struct {
 	Worker mail.WorkerID // the last one; 0 if there never was any
 	Live   bool          // its lease on the slot has not ended
+	Left   bool          // there never was any, or it released the slot in order
 }
 
 // SlotHomes returns the home of every slot.
 func (s *Store) SlotHomes(ctx context.Context) (homes [mail.Slots]Home, err error) {
-	const q = `SELECT slot, coalesce(worker_id, 0), worker_id IS NOT NULL AND lease_until > now() FROM slots`
+	const q = `SELECT slot, coalesce(worker_id, 0), worker_id IS NOT NULL AND lease_until > now(), lease_until = '-infinity' FROM slots`
 	rows, err := s.plain.Query(ctx, q)
 	if err != nil {
 		return homes, fmt.Errorf("slot homes: %w", err)
 	}
 	var slot int16
 	var h Home
-	_, err = pgx.ForEachRow(rows, []any{&slot, &h.Worker, &h.Live}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&slot, &h.Worker, &h.Live, &h.Left}, func() error {
 		if slot < 0 || int(slot) >= len(homes) {
 			return fmt.Errorf("slot %d, want 0 to %d", slot, len(homes)-1)
 		}
@@ -51,30 +52,41 @@ func (s *Store) RegisterWorker(ctx context.Context, name string, lease time.Dura
 // Lease is what a worker holds after a renewal.
 type Lease struct {
 	Slots []int16         // still this worker's, in order
-	Live  []mail.WorkerID // all workers whose lease has not ended, this one too, in order
+	Live  []mail.WorkerID // all workers that may be homes, this one too, in order
+	Next  time.Duration   // until one of the others is not, unless it renews; 0 if there is no other
 	Gone  bool            // the worker was declared dead and its claims taken back: it must register anew
+}
+
+// Terms are for how long a worker holds what it has without renewal.
+type Terms struct {
+	Claims time.Duration
+	Slots  time.Duration // not longer
 }
 
 // A slot whose lease has ended is not renewed: its next home may have looked
 // already.
 const renewLease = `WITH worker AS (
-    UPDATE workers SET lease_until = now() + $2
+    UPDATE workers SET lease_until = now() + $2, home_until = now() + $3
     WHERE worker_id = $1 AND ended_at IS NULL
     RETURNING worker_id),
 held AS (
-    UPDATE slots SET lease_until = now() + $2
+    UPDATE slots SET lease_until = now() + $3
     WHERE worker_id = $1 AND lease_until > now() AND EXISTS (SELECT FROM worker)
-    RETURNING slot)
+    RETURNING slot),
+others AS (
+    SELECT w.worker_id, coalesce(w.home_until, w.lease_until) AS home_until FROM workers w
+    WHERE w.ended_at IS NULL AND w.worker_id <> $1 AND w.lease_until > now() AND coalesce(w.home_until, w.lease_until) > now())
 SELECT (SELECT array_agg(slot ORDER BY slot) FROM held),
-       (SELECT array_agg(w.worker_id ORDER BY w.worker_id) FROM workers w
-        WHERE w.ended_at IS NULL AND (w.lease_until > now() OR w.worker_id = $1)),
+       (SELECT array_agg(l.worker_id ORDER BY l.worker_id) FROM (SELECT $1::integer AS worker_id UNION ALL SELECT o.worker_id FROM others o) l),
+       coalesce((SELECT min(o.home_until) FROM others o) - now(), '0'),
        NOT EXISTS (SELECT FROM worker)`
 
-// Renew extends the lease of a worker and of all its slots in one statement.
-// The lease runs on Postgres's clock from the moment of the statement; the
-// worker must count its own time from before it called.
-func (s *Store) Renew(ctx context.Context, worker mail.WorkerID, lease time.Duration) (l Lease, err error) {
-	if err := s.plain.QueryRow(ctx, renewLease, worker, lease).Scan(&l.Slots, &l.Live, &l.Gone); err != nil {
+// Renew extends the leases of a worker, on its claims and on all its slots, in
+// one statement and on a connection that nothing else uses. The leases run on
+// Postgres's clock from the moment of the statement; the worker must count its
+// own time from before it called.
+func (s *Store) Renew(ctx context.Context, worker mail.WorkerID, terms Terms) (l Lease, err error) {
+	if err := s.pulse.QueryRow(ctx, renewLease, worker, terms.Claims, terms.Slots).Scan(&l.Slots, &l.Live, &l.Next, &l.Gone); err != nil {
 		return Lease{}, fmt.Errorf("renew lease of worker %d: %w", worker, err)
 	}
 	return l, nil
@@ -107,10 +119,11 @@ func (s *Store) TakeSlots(ctx context.Context, worker mail.WorkerID, lease time.
 
 // ReleaseSlots frees slots of the worker at once. It must hold no connection
 // for their sites any more. The slots remember their last home: whoever takes
-// them sees whose frames may be left on the bus.
-func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []int16) error {
-	const q = `UPDATE slots SET lease_until = '-infinity' WHERE worker_id = $1 AND slot = ANY ($2)`
-	if _, err := s.plain.Exec(ctx, q, worker, slots); err != nil {
+// them sees whose frames may be left on the bus. orderly says that the state
+// of all their sites is saved as it is now.
+func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []int16, orderly bool) error {
+	const q = `UPDATE slots SET lease_until = CASE WHEN $3 THEN '-infinity' ELSE now() END WHERE worker_id = $1 AND slot = ANY ($2)`
+	if _, err := s.plain.Exec(ctx, q, worker, slots, orderly); err != nil {
 		return fmt.Errorf("release slots: %w", err)
 	}
 	return nil
@@ -154,7 +167,8 @@ func (s *Store) EndWorker(ctx context.Context, worker mail.WorkerID) error {
 
 func endWorker(ctx context.Context, tx pgx.Tx, worker mail.WorkerID) (r Reclaimed, err error) {
 	const end = `UPDATE workers SET ended_at = now() WHERE worker_id = $1 AND ended_at IS NULL`
-	const free = `UPDATE slots SET lease_until = '-infinity' WHERE worker_id = $1`
+	// Not as released: what the worker did last may be known to nobody.
+	const free = `UPDATE slots SET lease_until = now() WHERE worker_id = $1 AND lease_until > now()`
 	if _, err := tx.Exec(ctx, end, worker); err != nil {
 		return r, err
 	}
@@ -183,15 +197,42 @@ WHERE (w.ended_at IS NULL AND w.lease_until <= now()
 ORDER BY w.worker_id
 FOR UPDATE SKIP LOCKED`
 
-// Reclaim takes back the claims of workers whose lease has ended. grace is
+// A worker that is no home any more begins nothing with what it has claimed,
+// so it waits again long before the worker is dead. If the worker lives it
+// finds its fence gone.
+const homelessWorkers = `SELECT w.worker_id FROM workers w
+WHERE w.ended_at IS NULL AND w.home_until <= now() AND w.lease_until > now()
+  AND pg_postmaster_start_time() < now() - $1::interval
+ORDER BY w.worker_id`
+
+const takeBackUntried = `WITH untried AS (
+    SELECT r.queue_id, r.recipient_no
+    FROM recipients r
+    WHERE r.worker_id = $1 AND NOT r.dispatched
+    ORDER BY r.queue_id, r.recipient_no
+    FOR UPDATE SKIP LOCKED)
+UPDATE recipients r
+SET worker_id = NULL, rung = false, next_attempt_at = now()
+FROM untried
+WHERE r.queue_id = untried.queue_id AND r.recipient_no = untried.recipient_no`
+
+// Reclaim takes back the claims of workers whose lease has ended, and those
+// of workers that are no homes any more with which nothing was begun. grace is
 // how long after a start of Postgres nobody is declared dead.
 func (s *Store) Reclaim(ctx context.Context, grace time.Duration) (all Reclaimed, err error) {
 	err = inTx(ctx, s.plain, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, deadWorkers, grace)
+		homeless, err := workersBy(ctx, tx, homelessWorkers, grace)
 		if err != nil {
 			return err
 		}
-		dead, err := pgx.CollectRows(rows, pgx.RowTo[mail.WorkerID])
+		for _, worker := range homeless {
+			n, err := tx.Exec(ctx, takeBackUntried, worker)
+			if err != nil {
+				return err
+			}
+			all.Recipients += int(n.RowsAffected())
+		}
+		dead, err := workersBy(ctx, tx, deadWorkers, grace)
 		if err != nil {
 			return err
 		}
@@ -212,10 +253,19 @@ func (s *Store) Reclaim(ctx context.Context, grace time.Duration) (all Reclaimed
 	return all, nil
 }
 
+func workersBy(ctx context.Context, tx pgx.Tx, q string, grace time.Duration) ([]mail.WorkerID, error) {
+	rows, err := tx.Query(ctx, q, grace)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[mail.WorkerID])
+}
+
 // SiteState is what a home saves of a site for the next home.
 type SiteState struct {
 	Site           mail.Site
-	State          []byte // opaque to the store
+	State          []byte        // opaque to the store
+	Age            time.Duration // since it was saved, by the clock of Postgres; not younger than what it says
 	SuspendedUntil time.Time
 	SuspendReason  string
 }
@@ -236,7 +286,8 @@ ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
 	if len(sites) == 0 {
 		return nil
 	}
-	if _, err := s.relaxed.Exec(ctx, q, sites, slots, blobs); err != nil {
+	// A crash must not lose it: the next home would count too little.
+	if _, err := s.plain.Exec(ctx, q, sites, slots, blobs); err != nil {
 		return fmt.Errorf("save sites: %w", err)
 	}
 	return nil
@@ -256,14 +307,14 @@ WHERE saved_at < now() - interval '30 days' AND (suspended_until IS NULL OR susp
 
 // LoadSites returns what is known of the sites in the given slots.
 func (s *Store) LoadSites(ctx context.Context, slots []int16) ([]SiteState, error) {
-	const q = `SELECT site, state, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason
+	const q = `SELECT site, state, now() - saved_at, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason
 FROM sites WHERE slot = ANY ($1)`
 	return s.collectSites(ctx, q, slots)
 }
 
 // Suspended returns the sites in the given slots that are suspended now.
 func (s *Store) Suspended(ctx context.Context, slots []int16) ([]SiteState, error) {
-	const q = `SELECT site, NULL::bytea, suspended_until, suspend_reason
+	const q = `SELECT site, NULL::bytea, now() - saved_at, suspended_until, suspend_reason
 FROM sites WHERE slot = ANY ($1) AND suspended_until > now()`
 	return s.collectSites(ctx, q, slots)
 }
@@ -275,7 +326,7 @@ func (s *Store) collectSites(ctx context.Context, q string, slots []int16) ([]Si
 	}
 	states, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (st SiteState, err error) {
 		var until *time.Time
-		err = row.Scan(&st.Site, &st.State, &until, &st.SuspendReason)
+		err = row.Scan(&st.Site, &st.State, &st.Age, &until, &st.SuspendReason)
 		if until != nil {
 			st.SuspendedUntil = *until
 		}

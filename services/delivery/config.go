@@ -22,6 +22,7 @@ type Config struct {
 	Hostname     string        `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
 	DrainTimeout time.Duration `envconfig:"DELIVERY_DRAIN_TIMEOUT" default:"30s" desc:"How long transactions in progress may go on after a signal to stop. One that is cut off behind its final dot may become a duplicate."`
 	Lease        time.Duration `envconfig:"WORKER_LEASE" default:"5s" desc:"A delivery worker that does not renew its lease for so long is dead, and others take over. Equal for all workers."`
+	HomeLease    time.Duration `envconfig:"HOME_LEASE" default:"2s" desc:"A delivery worker that does not renew for so long serves its sites no more, and others do. At most WORKER_LEASE; equal for all workers."`
 	ReadyLimit   int64         `envconfig:"DELIVERY_READY_LIMIT" default:"10000" desc:"Delivery requests held in memory, over all sites; the others wait in Postgres."`
 	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
@@ -48,6 +49,7 @@ func (c Config) Validate() error {
 		value, min int64
 	}{
 		{"WORKER_LEASE", int64(c.Lease), int64(2 * time.Second)},
+		{"HOME_LEASE", int64(c.HomeLease), int64(time.Second)},
 		{"DELIVERY_DRAIN_TIMEOUT", int64(c.DrainTimeout), 0},
 		{"DELIVERY_READY_LIMIT", c.ReadyLimit, 1},
 		{"DELIVERY_CONTENT_BYTES", c.ContentBytes, 1},
@@ -57,6 +59,9 @@ func (c Config) Validate() error {
 		if v.value < v.min {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is too small", v.name))
 		}
+	}
+	if c.HomeLease > c.Lease {
+		errs = append(errs, errors.New("POSTRIDER_HOME_LEASE is longer than POSTRIDER_WORKER_LEASE"))
 	}
 	switch smtpclient.Conversion(c.Conversion) {
 	case "", smtpclient.ConvertAlways, smtpclient.ConvertUnsigned, smtpclient.ConvertNever:

@@ -25,6 +25,9 @@ func (l *lane) connecting() time.Time {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
 	now := time.Now()
+	if l.site.home.tenure.left() <= 0 || l.site.tooMuchUnsaved(now) {
+		return now.Add(saveTick)
+	}
 	windows := [2]*pace.Window{&l.connections, &l.site.whole.connections}
 	for _, w := range windows {
 		at, ok := w.Next(now)
@@ -38,6 +41,7 @@ func (l *lane) connecting() time.Time {
 	for _, w := range windows {
 		w.Begin(now)
 	}
+	l.site.note(now)
 	return time.Time{}
 }
 
@@ -124,5 +128,6 @@ func (s *site) abandon() {
 func (l *lane) servesOn(used int) bool {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
-	return used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen
+	return used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen &&
+		l.site.openIsFair(len(l.site.sessions))
 }

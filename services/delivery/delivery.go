@@ -52,7 +52,8 @@ type worker struct {
 	tracer  trace.Tracer
 
 	id     mail.WorkerID
-	lease  lease
+	lease  lease           // on what is claimed
+	tenure lease           // on the slots: not longer
 	taking context.Context // done: take no more work
 	work   context.Context // done: give up the transactions in hand
 	keep   context.Context // done: give up what they left to record
@@ -73,6 +74,8 @@ type worker struct {
 	tlsReports  *tlsReports
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
+	opened      atomic.Int64 // sessions, over all sites
+	held        atomic.Int64 // bytes of content of transactions in hand, over all sites
 	slotMap     *slotMap
 	credentials credentials
 	sources     atomic.Pointer[sources]
@@ -153,7 +156,7 @@ func (w *worker) live(ctx context.Context) error {
 		batchers.Go(run)
 	}
 	home.Go(func() error {
-		h := &homes{worker: w, draining: map[mail.WorkerID]bool{}}
+		h := &homes{worker: w}
 		err := h.run(taking)
 		if errors.Is(err, errGone) {
 			// Nothing that we hold is ours any more.
@@ -174,6 +177,7 @@ func (w *worker) live(ctx context.Context) error {
 	}
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
+	take(w.runSave)
 	take(w.followShaping)
 	take(w.broken.run)
 	take(w.tlsReports.run)
@@ -206,6 +210,7 @@ func (w *worker) register(ctx context.Context) bool {
 		asked := time.Now()
 		w.id, err = w.store.RegisterWorker(ctx, fmt.Sprintf("%s/%d", host, os.Getpid()), w.config.Lease)
 		w.lease.extend(asked.Add(w.config.Lease))
+		w.tenure.extend(asked.Add(w.config.HomeLease))
 		return err
 	})
 	if err == nil {
@@ -241,19 +246,6 @@ func (w *worker) look() {
 	select {
 	case w.lookNow <- struct{}{}:
 	default:
-	}
-}
-
-// saveSites saves what successors of a dead home would miss.
-func (w *worker) saveSites(ctx context.Context) {
-	var states []store.SiteState
-	for _, s := range w.sitesIn(nil) {
-		if s.toSave() {
-			states = append(states, s.save(false))
-		}
-	}
-	if err := w.store.SaveSites(ctx, states); err != nil && ctx.Err() == nil {
-		slog.Warn("state of sites not saved", "worker_id", w.id, "error", err)
 	}
 }
 

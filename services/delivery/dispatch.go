@@ -19,7 +19,11 @@ func (s *site) dispatch() {
 // mayBegin reports whether one more transaction may begin now, as far as it
 // does not depend on the lane.
 func (s *site) mayBegin(now time.Time) bool {
-	if s.stopped || now.Before(s.suspendedUntil) {
+	if s.stopped || now.Before(s.suspendedUntil) || !s.mayHold() {
+		return false
+	}
+	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
+		s.wakeAt(now.Add(saveTick)) // Postgres may answer yet
 		return false
 	}
 	if may, at := s.breaker.mayTry(now); !may {
@@ -62,7 +66,7 @@ func (s *site) reuse(now time.Time) bool {
 // open gives a job to a new connection, from that of the job's sources whose
 // turn it is.
 func (s *site) open(now time.Time) bool {
-	if len(s.sessions) >= s.whole.maxOpen {
+	if len(s.sessions) >= s.whole.maxOpen || !s.mayOpen() {
 		s.makePlace()
 		return false
 	}
@@ -83,6 +87,7 @@ func (s *site) open(now time.Time) bool {
 	s.whole.connections.Begin(now)
 	s.breaker.begin()
 	l.open++
+	s.home.opened.Add(1)
 	s.sessions[s.home.startSession(l, j)] = true
 	return true
 }
@@ -113,7 +118,7 @@ func (s *site) survey(now time.Time) (found bool) {
 // makePlace ends an idle connection where jobs wait that it cannot serve and
 // its place is wanted.
 func (s *site) makePlace() {
-	whole := len(s.sessions) >= s.whole.maxOpen
+	whole := len(s.sessions) >= s.whole.maxOpen || !s.mayOpen()
 	for _, l := range s.lanes {
 		if len(l.idle) == 0 || !whole && l.open < l.concurrency.Allowed() {
 			continue
@@ -130,6 +135,7 @@ func (s *site) begin(l *lane, j *job, now time.Time) {
 	l.messages.Begin(now)
 	l.warming.Begin(now)
 	s.whole.messages.Begin(now)
+	s.hold(&j.request.Message, 1)
 	s.turn(j.flow.pool).took(l)
 }
 
@@ -138,7 +144,7 @@ func anyConnection(*job) bool { return true }
 func (s *site) take(fits func(*job) bool) *job {
 	j := s.ready.take(fits)
 	if j != nil {
-		s.changed = true
+		s.note(time.Now())
 		s.home.jobs.Add(-1)
 	}
 	return j
@@ -218,6 +224,7 @@ func (s *site) ended(ss *session) {
 	defer s.mu.Unlock()
 	ss.lane.open--
 	delete(s.sessions, ss)
+	s.home.opened.Add(-1)
 	s.dispatch()
 }
 

@@ -9,12 +9,12 @@
 // # Synopsis
 //
 // POSTRIDER_POSTGRES_URL, POSTRIDER_NATS_URL, POSTRIDER_HOSTNAME,
-// POSTRIDER_SHAPING_FILE, POSTRIDER_RETRY_SCHEDULE, POSTRIDER_WORKER_LEASE;
+// POSTRIDER_SHAPING_FILE, POSTRIDER_RETRY_SCHEDULE, POSTRIDER_WORKER_LEASE, POSTRIDER_HOME_LEASE;
 // the whole list is in docs/configuration.md. Run any number of processes.
 //
 // # Description
 //
-// A process lives as a worker: it registers, renews its lease every second,
+// A process lives as a worker: it registers, renews its leases every 0.4 s,
 // and is the home of its fair share of 64 slots. Sites hash into slots, so
 // each site has one home at a time, and its connections and limits live in
 // one memory. A request for a site goes this way:
@@ -36,8 +36,8 @@
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
 // source.go knows the sources and pools and how each is reached
-// (internal/egress). home.go keeps the lease and moves slots; sites.go and
-// remember.go hand what a site remembers to its next home; delivery.go puts
+// (internal/egress). home.go keeps the leases and moves slots; sites.go, save.go
+// and remember.go hand what a site remembers to its next home; delivery.go puts
 // the parts together.
 //
 // # Consumes
@@ -64,8 +64,8 @@
 //
 // Limits hold at the remote host, in every window: a transaction in flight
 // counts as one of now, one that is over counts from the moment its reply to
-// MAIL was read (internal/pace). A new home assumes that the one before it
-// sent until its lease ended, unless that one left a state in order.
+// MAIL was read (internal/pace). A new home counts what the one before it saved
+// and, unless that one ended in order, what it can have done unsaved.
 //
 // Connections: slow start from 5, one more with each success, one less with
 // each failure. The connection that has been idle the shortest is used first,
@@ -86,7 +86,9 @@
 // turns of the tenants, then of their campaigns, then by age; by the same
 // shares what is parked comes into memory. A quarter of the room is kept for
 // flows that have next to nothing here, so that they never wait behind what
-// is parked of others. Once mail of a flow is parked, new mail of it is parked
+// is parked of others. Of the connections of the process and its memory for
+// contents a site has at most as much as all leave free (room.go), so that a
+// site that crawls does not hold up others. Once mail of a flow is parked, new mail of it is parked
 // behind it, so that nothing is overtaken for ever.
 //
 // The fence: a recipient is claimed by one worker under one number; whatever
@@ -122,8 +124,10 @@
 // may see them beside those of the next home. Nothing is sent on them: the
 // lease is looked at before each transaction and before the final dot.
 //
-// A site has one home, however much mail it has. What its slow start had
-// reached and whether its breaker was open are found out anew by the next one.
+// More sites that crawl than there are connections hold all of them.
+//
+// A site has one home, however much mail it has. Whether its breaker was open
+// is found out anew by the next one.
 //
 // Where a pull fails so that nobody knows whether it was committed, the
 // worker ends its life to give back its claims; transactions in progress get

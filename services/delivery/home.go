@@ -13,8 +13,15 @@ import (
 )
 
 const (
-	// renewEvery is how often the lease is renewed.
-	renewEvery = time.Second
+	// renewals is how many renewals the lease on the slots has room for: all
+	// but the last may be late.
+	renewals = 5
+	// sweepEvery is how often frames for workers that are gone are looked for:
+	// a resolver with an old map of the slots publishes them after the drain.
+	sweepEvery = 2 * time.Second
+	// lookAfter is how long after the end of another's lease its slots are
+	// looked at.
+	lookAfter = 5 * time.Millisecond
 	// renewWithin bounds one renewal, so that a Postgres that hangs does not
 	// hold up the next one.
 	renewWithin = 2 * time.Second
@@ -26,8 +33,8 @@ const (
 	// meanwhile, and is left alone for leaveAgain.
 	leaveWithin = 10 * time.Second
 	leaveAgain  = 2 * time.Minute
-	// leaseMargin is how long before the end of its lease a worker stops to
-	// open transactions.
+	// leaseMargin is how long before the end of a lease a worker stops to do
+	// what the lease is for.
 	leaseMargin = 500 * time.Millisecond
 	// moveEvery is how often slots on their way to another home are looked at.
 	moveEvery = 100 * time.Millisecond
@@ -74,15 +81,17 @@ const (
 type homes struct {
 	*worker
 	live         []mail.WorkerID // as of the last renewal
-	draining     map[mail.WorkerID]bool
-	leavingSince time.Time // when slots were last begun to be given up
-	keepUntil    time.Time // no slot is given up before
+	othersEnd    time.Time       // when the first of the others is none any more, unless it renews
+	drains       sync.Map        // the workers that are being drained
+	leavingSince time.Time       // when slots were last begun to be given up
+	keepUntil    time.Time       // no slot is given up before
 }
 
 // run renews the lease and moves slots until ctx is done and all slots are
 // given up, or with errGone.
 func (h *homes) run(ctx context.Context) error {
-	renew := time.NewTicker(renewEvery)
+	every := h.config.HomeLease / renewals
+	renew := time.NewTimer(every)
 	defer renew.Stop()
 	move := time.NewTicker(moveEvery)
 	defer move.Stop()
@@ -91,15 +100,27 @@ func (h *homes) run(ctx context.Context) error {
 		return err
 	}
 	h.balance()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
 	for {
 		select {
+		case <-sweep.C:
+			h.sweep()
 		case <-renew.C:
+			asked := time.Now()
 			if err := h.renew(); err != nil {
 				return err
 			}
 			if ctx.Err() == nil {
 				h.balance()
 			}
+			// Who has not renewed for as long may be dead: its slots are looked
+			// at the moment they are free.
+			next := asked.Add(every)
+			if h.othersEnd.After(asked) && h.othersEnd.Before(next) {
+				next = h.othersEnd
+			}
+			renew.Reset(time.Until(next))
 		case <-move.C:
 			h.endLease()
 			h.release()
@@ -121,7 +142,7 @@ func (h *homes) renew() error {
 	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
 	defer cancel()
 	asked := time.Now()
-	got, err := h.store.Renew(ctx, h.id, h.config.Lease)
+	got, err := h.store.Renew(ctx, h.id, store.Terms{Claims: h.config.Lease, Slots: h.config.HomeLease})
 	if err != nil {
 		slog.Warn("lease not renewed", "worker_id", h.id, "left", h.lease.left(), "error", err)
 		return nil
@@ -130,6 +151,11 @@ func (h *homes) renew() error {
 		return errGone
 	}
 	h.lease.extend(asked.Add(h.config.Lease))
+	h.tenure.extend(asked.Add(h.config.HomeLease))
+	h.othersEnd = time.Time{}
+	if got.Next > 0 {
+		h.othersEnd = time.Now().Add(got.Next + lookAfter)
+	}
 	for _, other := range h.live {
 		if !slices.Contains(got.Live, other) {
 			h.drain(other)
@@ -156,15 +182,15 @@ func (h *homes) releaseStrays(ctx context.Context, renewed []int16) {
 	if len(strays) == 0 {
 		return
 	}
-	if err := h.store.ReleaseSlots(ctx, h.id, strays); err != nil {
+	if err := h.store.ReleaseSlots(ctx, h.id, strays, false); err != nil {
 		slog.Warn("slots that are not served not released", "worker_id", h.id, "slots", len(strays), "error", err)
 	}
 }
 
-// endLease gives up all slots when the lease ends here: from the end on
-// Postgres's clock on they may have another home.
+// endLease gives up all slots when the lease on them ends here: from the end
+// on Postgres's clock on they may have another home.
 func (h *homes) endLease() {
-	if h.lease.left() > 0 {
+	if h.tenure.left() > 0 {
 		return
 	}
 	h.lose(h.slotsIn(ours, leaving))
@@ -204,7 +230,7 @@ func (h *homes) balance() {
 	switch want := share(h.live, h.id); {
 	case len(mine) > want && time.Now().After(h.keepUntil):
 		h.leave(h.quietest(mine, len(mine)-want))
-	case len(mine) < want && h.lease.left() > 0:
+	case len(mine) < want && h.tenure.left() > 0:
 		if err := h.take(want - len(mine)); err != nil {
 			slog.Warn("slots not taken", "worker_id", h.id, "error", err)
 		}
@@ -232,7 +258,7 @@ func (h *homes) take(n int) error {
 	if len(want) == 0 {
 		return nil
 	}
-	taken, err := h.store.TakeSlots(ctx, h.id, h.config.Lease, want)
+	taken, err := h.store.TakeSlots(ctx, h.id, h.config.HomeLease, want)
 	if err != nil {
 		return err
 	}
@@ -243,7 +269,7 @@ func (h *homes) take(n int) error {
 	if err != nil {
 		return err // the next renewal releases the slots
 	}
-	h.welcome(taken, states)
+	h.welcome(taken, before, states)
 	h.announce(len(taken))
 	for _, slot := range taken {
 		if dead := before[slot].Worker; dead != 0 && !slices.Contains(h.live, dead) {
@@ -254,13 +280,39 @@ func (h *homes) take(n int) error {
 	return nil
 }
 
-// drain takes the frames that a dead worker left on the bus.
-func (h *homes) drain(dead mail.WorkerID) {
-	if h.draining[dead] || h.taking.Err() != nil {
+// sweep drains what waits on the bus for workers that are gone. One worker
+// does it for all.
+func (h *homes) sweep() {
+	if len(h.live) == 0 || h.live[0] != h.id || h.taking.Err() != nil {
 		return
 	}
-	h.draining[dead] = true
+	live := slices.Clone(h.live)
+	if _, busy := h.drains.LoadOrStore(h.id, true); busy {
+		return // the last sweep has not had its answer
+	}
 	h.helpers.Go(func() error {
+		defer h.drains.Delete(h.id)
+		found, err := h.bus.ReadyWorkers(h.taking)
+		if err != nil {
+			return nil // without the bus there is nothing to drain
+		}
+		for _, id := range found {
+			// A worker that has registered since is younger than all.
+			if id < live[len(live)-1] && !slices.Contains(live, id) {
+				h.drain(id)
+			}
+		}
+		return nil
+	})
+}
+
+// drain takes the frames that a dead worker left on the bus.
+func (h *homes) drain(dead mail.WorkerID) {
+	if _, already := h.drains.LoadOrStore(dead, true); already || h.taking.Err() != nil {
+		return
+	}
+	h.helpers.Go(func() error {
+		defer h.drains.Delete(dead)
 		if err := h.bus.DrainReady(h.taking, dead, h.receive); err != nil {
 			// Its requests are rung again when they are due.
 			slog.Warn("frames of a dead worker not drained", "worker_id", h.id, "dead", dead, "error", err)
@@ -299,6 +351,7 @@ func (h *homes) release() {
 	h.keepBusy()
 	var free []int16
 	var states []store.SiteState
+	var left []*site
 	for _, slot := range h.slotsIn(leaving) {
 		sites := h.sitesIn([]int16{slot})
 		if slices.ContainsFunc(sites, (*site).busy) {
@@ -306,7 +359,7 @@ func (h *homes) release() {
 		}
 		free = append(free, slot)
 		for _, s := range sites {
-			states = append(states, s.save(true))
+			states, left = append(states, s.save(true)), append(left, s)
 		}
 	}
 	if len(free) == 0 {
@@ -315,8 +368,11 @@ func (h *homes) release() {
 	ctx, cancel := context.WithTimeout(h.keep, moveWithin)
 	defer cancel()
 	err := h.store.SaveSites(ctx, states)
+	for _, s := range left {
+		s.saved(err)
+	}
 	if err == nil {
-		err = h.store.ReleaseSlots(ctx, h.id, free)
+		err = h.store.ReleaseSlots(ctx, h.id, free, true)
 	}
 	if err != nil {
 		slog.Warn("slots not given up yet", "worker_id", h.id, "error", err)

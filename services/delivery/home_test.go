@@ -9,6 +9,7 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 )
 
+// Only what must move moves: to who has joined, and from who has left.
 func TestSlotsAreSharedFairlyAndMoveAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -17,8 +18,19 @@ func TestSlotsAreSharedFairlyAndMoveAtOnce(t *testing.T) {
 	r.start(r.config(""))
 	r.settled(2)
 	before := r.homes()
+	was := r.slotHomes()
 	third := r.start(r.config(""))
 	r.settled(3)
+	is := r.slotHomes()
+	joined := mail.WorkerID(0)
+	for w := range r.homes() {
+		joined = max(joined, w)
+	}
+	for slot := range is {
+		if is[slot] != was[slot] && is[slot].Worker != joined {
+			t.Errorf("slot %d moved from worker %d to %d, which was there before", slot, was[slot].Worker, is[slot].Worker)
+		}
+	}
 	for w, n := range r.homes() {
 		if n > 22 {
 			t.Errorf("worker %d has %d of 64 slots, want at most 22 (before: %v)", w, n, before)
@@ -26,8 +38,22 @@ func TestSlotsAreSharedFairlyAndMoveAtOnce(t *testing.T) {
 	}
 	third.stop()
 	r.settled(2)
+	for slot, home := range r.slotHomes() {
+		if is[slot].Worker != joined && home != is[slot] {
+			t.Errorf("slot %d moved from worker %d to %d, and both have stayed", slot, is[slot].Worker, home.Worker)
+		}
+	}
 	first.stop()
 	r.settled(1)
+}
+
+func (r *rig) slotHomes() [mail.Slots]store.Home {
+	r.t.Helper()
+	homes, err := r.db.SlotHomes(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return homes
 }
 
 func TestRequestForASlotThatMovedIsPassedOn(t *testing.T) {
@@ -104,6 +130,30 @@ func TestShutdownGivesBackAndFreesTheSlots(t *testing.T) {
 	if n := mx.Count(); n != 50 {
 		t.Errorf("%d messages arrived, want 50: each once", n)
 	}
+}
+
+// TestANewHomeStartsWarm: what slow start had reached is where the next home
+// begins.
+func TestANewHomeStartsWarm(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	shape := unlimited + "connection_limit = 20\n"
+	first := r.start(r.config(shape))
+	r.settled(1)
+	r.accept(100, message{domain: "example.test"})
+	r.conduct()
+	r.drained(20 * time.Second)
+	first.stop()
+	mx.SetRules(smtptest.Rule{At: smtptest.Dot, Do: smtptest.Later(3*time.Second, smtptest.Reply(250, "2.0.0 taken"))})
+	r.accept(20, message{domain: "example.test"})
+	r.start(r.config(shape))
+	r.until("the new home opens more connections than a slow start does", 20*time.Second, func() bool { return mx.Open() > 15 })
+	if n := mx.Count(); n > 100+3 {
+		t.Errorf("%d messages had arrived before: the connections may come from their success", n-100)
+	}
+	r.drained(20 * time.Second)
 }
 
 // Promise 5 with the worst kind of neighbour: a worker that loses Postgres

@@ -19,7 +19,8 @@ type lane struct {
 
 	messages    pace.Window
 	connections pace.Window
-	warming     pace.Window // what the warm-up of the source allows
+	selection   shaping.Rate
+	warming     pace.Window // what selection and the warm-up of the source allow
 	warmedOn    int64       // the day that it holds for
 	concurrency pace.Concurrency
 	open        int        // sessions, those that still connect too
@@ -85,7 +86,7 @@ func (s *site) lane(from *source) *lane {
 			return l
 		}
 	}
-	l := &lane{site: s, source: from, limits: s.limitsFrom(from.Name)}
+	l := &lane{site: s, source: from, limits: s.limitsFrom(from.Name), selection: s.selectionOf(from.Name)}
 	s.before.restoreSlow(l)
 	l.apply()
 	l.refresh(time.Now())
@@ -167,9 +168,6 @@ func (l *lane) mayBegin(now time.Time) bool {
 	at, ok := l.messages.Next(now)
 	if !l.site.notBefore(now, at, ok) {
 		return false
-	}
-	if l.source.WarmUp == "" {
-		return true
 	}
 	at, ok = l.warming.Next(now)
 	return l.site.notBefore(now, at, ok)

@@ -177,7 +177,8 @@ func (w *worker) recover() {
 		for _, l := range s.lanes {
 			if l.slow.Recover(time.Now()) {
 				l.apply()
-				faster, s.changed = true, true
+				faster = true
+				s.note(time.Now())
 			}
 		}
 		if faster {
@@ -302,7 +303,7 @@ func (l *lane) heard(reply mail.Reply, of mail.Traffic, rules []shaping.Rule) (f
 		return fired, false
 	}
 	l.fit()
-	l.site.changed = true
+	l.site.note(time.Now())
 	return fired, true
 }
 

@@ -16,6 +16,8 @@ const (
 	// lookEvery is how often the sites with parked mail, and suspensions, are
 	// looked for: mail flows at this pace even without the bus.
 	lookEvery = time.Second
+	// forgetEvery is how often sites that have nothing to do are forgotten.
+	forgetEvery = 5 * time.Second
 	// pullBatch bounds one pull.
 	pullBatch = 500
 	// pullers is how many pulls may be under way.
@@ -152,15 +154,14 @@ func didNothing(err error) bool {
 func (w *worker) runLook(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	save := time.NewTicker(saveEvery)
-	defer save.Stop()
+	forget := time.NewTicker(forgetEvery)
+	defer forget.Stop()
 	suspended := map[mail.Site]bool{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-save.C:
-			w.saveSites(ctx)
+		case <-forget.C:
 			w.forgetQuiet()
 			continue
 		case <-look.C:

@@ -237,7 +237,7 @@ func (r *rig) config(shape string) delivery.Config {
 		r.t.Fatal(err)
 	}
 	c := delivery.Config{
-		Hostname: "mta.origin.test", DrainTimeout: 5 * time.Second, Lease: 5 * time.Second,
+		Hostname: "mta.origin.test", DrainTimeout: 5 * time.Second, Lease: 5 * time.Second, HomeLease: 2 * time.Second,
 		ReadyLimit: 1000, ContentBytes: 8 << 20, Connections: 100, SettleLinger: 5 * time.Millisecond,
 		Shaping: shaping.Config{RetrySchedule: schedule, MessageLifetime: retry.Duration(time.Hour), DelayNoticeAfter: retry.Duration(time.Hour)},
 	}

@@ -64,6 +64,7 @@ func (ss *session) run(j *job) {
 	if ss.connections.Acquire(ss.ctx, 1) != nil {
 		ss.lane.neverBegan()
 		ss.site.mailOver(ss.lane, false)
+		ss.site.letGo(j)
 		ss.putBack(j)
 		return
 	}
@@ -107,6 +108,7 @@ func (ss *session) next() *job {
 // tried again at once goes back to the site. It reports whether the
 // connection can serve on.
 func (ss *session) serve(j *job) bool {
+	defer ss.site.letGo(j)
 	ctx, span := telemetry.Start(ss.ctx, ss.tracer, "delivery.attempt", &j.request.Message)
 	defer span.End()
 	a := &attempt{session: ss, job: j, span: span, began: time.Now(), luck: rand.Float64()}

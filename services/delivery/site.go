@@ -44,9 +44,12 @@ type site struct {
 	outage   outage // the last time that no host was reached
 	watch    adapt.Watch
 
+	held int64 // bytes of content of the transactions in hand
+
 	suspendedUntil time.Time
 	stopped        bool      // this process is no longer its home: nothing more goes out
-	changed        bool      // since the state was saved
+	unsaved        time.Time // the first event since the state was saved; zero: there was none
+	saving         time.Time // the first event in the state that is being saved
 	wake           time.Time // the earliest moment at which a limit allows more
 	wakeUp         *time.Timer
 	before         predecessor
@@ -71,7 +74,8 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 	if s.hosts != nil && (known || !v.Named) {
 		return
 	}
-	if s.hosts == nil {
+	first := s.hosts == nil
+	if first {
 		// Providers are told by the hosts, of which the name says nothing.
 		s.hosts = r.Route.Hosts
 	}
@@ -79,6 +83,9 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 		s.named[domain] = r.Route
 	}
 	s.relimit()
+	if first {
+		s.before.restoreWhole(&s.whole)
+	}
 }
 
 // relimit takes over what shaping says of the site. Caller holds mu.
@@ -87,7 +94,8 @@ func (s *site) relimit() {
 	s.limits = limitsOf(all)
 	s.shareLimits(all)
 	for _, l := range s.lanes {
-		l.limits = s.limitsFrom(l.source.Name)
+		l.limits, l.selection = s.limitsFrom(l.source.Name), s.selectionOf(l.source.Name)
+		l.warm(time.Now())
 		l.fit()
 	}
 }
@@ -228,6 +236,7 @@ func (s *site) goOn() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = false
+	s.note(time.Now()) // what was saved last says that nothing comes after
 	s.parked = true
 	s.pullNow()
 	s.dispatch()

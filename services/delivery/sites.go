@@ -9,19 +9,11 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 )
 
-const (
-	// saveEvery is how often the state of sites with long periods is saved,
-	// so that a successor of a dead home knows most of it.
-	saveEvery = 5 * time.Second
-	// maxClockSkew is how far the wall clocks of two workers may differ
-	// before a saved state looks older than it is.
-	maxClockSkew = 5 * time.Second
-)
-
 // slot is what this worker knows of one slot. Guarded by worker.mu.
 type slot struct {
 	tenure  tenure
 	takenAt time.Time
+	orderly bool                          // the home before, if there was one, has saved all
 	saved   map[mail.Site]store.SiteState // by earlier homes, for sites not seen here yet
 }
 
@@ -54,17 +46,16 @@ func (w *worker) newSite(name mail.Site, in *slot) *site {
 	saved := in.saved[name]
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil
-	s.before = predecessorOf(saved, in.takenAt, w.config.Lease+saveEvery)
-	s.before.restoreWhole(&s.whole)
+	s.before = predecessorOf(saved, in)
 	return s
 }
 
 // welcome makes slots ours, with what earlier homes saved of their sites.
-func (w *worker) welcome(slots []int16, states []store.SiteState) {
+func (w *worker) welcome(slots []int16, before [mail.Slots]store.Home, states []store.SiteState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, n := range slots {
-		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), saved: map[mail.Site]store.SiteState{}}
+		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), orderly: before[n].Left, saved: map[mail.Site]store.SiteState{}}
 	}
 	for _, st := range states {
 		if in := &w.slots[st.Site.Slot()]; in.tenure == ours {

@@ -327,6 +327,31 @@ func TestWarmUpOverflowsToTheOthers(t *testing.T) {
 }
 
 // ZoneMTA and Postal: a retry that stays on the address that is blocked.
+// A source is chosen as often as shaping says, across a change of its home
+// too; the rest leaves from the others of its pool.
+func TestSelectionRateOverflowsToTheOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.source("new", "127.0.0.11")
+	r.source("old", "127.0.0.12")
+	r.pool("default", "new=100", "old")
+	shape := unlimited + "\n[\"default\".sources.\"new\"]\nsource_selection_rate = \"3/d,max_burst=3\"\n"
+	first := r.start(r.config(shape))
+	r.conduct()
+	r.settled(1)
+	r.accept(30, message{domain: "example.test"})
+	r.drained(20 * time.Second)
+	first.stop()
+	r.accept(30, message{domain: "example.test"})
+	r.start(r.config(shape))
+	r.drained(20 * time.Second)
+	if n := bySource(mx); n["127.0.0.11"] != 3 || n["127.0.0.12"] != 57 {
+		t.Errorf("arrived by source: %v, want 3 by the new one, all others by the old one", n)
+	}
+}
+
 func TestBlockedSourceIsTakenOutForItsSite(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -48,13 +48,29 @@ func (all *sources) warmUpRate(src *source, site mail.Site, now time.Time) (r sh
 func (l *lane) warm(now time.Time) (notYet bool) {
 	l.warmedOn = now.Unix() / int64(day/time.Second)
 	r, notYet := l.site.home.sources.Load().warmUpRate(l.source, l.site.name, now)
-	l.warming.SetRate(r)
+	l.warming.SetRate(r.Slower(l.selection))
 	return notYet
 }
 
 // isStale reports whether the warm-up is that of another day.
 func (l *lane) isStale(now time.Time) bool {
 	return l.source.WarmUp != "" && l.warmedOn != now.Unix()/int64(day/time.Second)
+}
+
+// selectionOf returns how often a source may be chosen for the site: what goes
+// beyond leaves from the others. Without a source there are no others. Caller
+// holds mu.
+func (s *site) selectionOf(source string) (r shaping.Rate) {
+	if source == "" {
+		return r
+	}
+	for _, v := range s.valuesFrom(source) {
+		r = r.Slower(v.SelectionRate)
+		for _, l := range v.Shared {
+			r = r.Slower(l.SelectionRate)
+		}
+	}
+	return r
 }
 
 const (

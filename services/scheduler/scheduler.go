@@ -133,9 +133,9 @@ func (s *scheduler) reclaim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(r.Workers) > 0 {
-		slog.Warn("workers died; their claims are taken back",
-			"workers", r.Workers, "recipients", r.Recipients, "uncertain", r.Uncertain)
+	if len(r.Workers) > 0 || r.Recipients > 0 {
+		slog.Warn("workers are dead or no homes any more; their claims are taken back",
+			"dead", r.Workers, "recipients", r.Recipients, "uncertain", r.Uncertain)
 		s.metrics.reclaimed.Add(ctx, int64(r.Recipients))
 		s.metrics.uncertain.Add(ctx, int64(r.Uncertain))
 		s.ringNow()

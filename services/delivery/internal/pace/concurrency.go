@@ -24,6 +24,13 @@ func (c *Concurrency) SetLimit(limit int) {
 // Allowed returns how many connections may be open now.
 func (c *Concurrency) Allowed() int { return max(c.allowed, 1) }
 
+// Restore begins where a predecessor was; 0 is not known.
+func (c *Concurrency) Restore(allowed int) {
+	if allowed > 0 {
+		c.allowed = min(allowed, c.limit)
+	}
+}
+
 // Succeeded says that a transaction went well.
 func (c *Concurrency) Succeeded() { c.allowed = min(c.allowed+1, c.limit) }
 

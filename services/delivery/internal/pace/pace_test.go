@@ -42,6 +42,10 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 		burst := rapid.IntRange(0, 40).Draw(t, "burst")
 		w := window(events, period, burst)
 		now := start
+		unknown := time.Duration(rapid.IntRange(1, 800).Draw(t, "unknown")) * time.Millisecond
+		var saved []pace.Tally
+		savedAt, unsaved := now, time.Time{} // the first event that is not saved
+		save := func() { saved, savedAt, unsaved = w.Save(now), now, time.Time{} }
 		var flying []flight
 		var seen []time.Time
 		land := func() {
@@ -52,7 +56,19 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 			}
 		}
 		for range rapid.IntRange(1, 300).Draw(t, "steps") {
-			switch rapid.IntRange(0, 20).Draw(t, "step") {
+			switch rapid.IntRange(0, 22).Draw(t, "step") {
+			case 21:
+				save()
+			case 22: // taken over from a dead home with the state that it saved last
+				for i := range flying {
+					now = later(now, flying[i].seen)
+				}
+				flying = nil
+				w = window(events, period, burst)
+				w.Linger(now, saved)
+				w.Restore(now, now.Sub(savedAt), saved)
+				w.Assume(now, unknown)
+				save()
 			case 0: // a long pause
 				now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "pause")) * time.Millisecond)
 				land()
@@ -61,9 +77,11 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 					now = later(now, flying[i].over)
 				}
 				land()
-				saved := w.Save(now)
+				clean := w.Save(now)
 				w = window(events, period, burst)
-				w.Restore(now, 0, saved)
+				w.Linger(now, clean)
+				w.Restore(now, 0, clean)
+				save()
 			case 2: // taken over from a dead home without its state, when its lease is over and what it sent has arrived
 				for i := range flying {
 					now = later(now, flying[i].seen)
@@ -71,6 +89,7 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 				flying = nil
 				w = window(events, period, burst)
 				w.Assume(now, time.Hour)
+				save()
 			default:
 				at, ok := w.Next(now)
 				for !ok {
@@ -83,6 +102,12 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 				land()
 				if at, ok := w.Next(now); !ok || at.After(now) {
 					continue // something landed later than asked about
+				}
+				if !unsaved.IsZero() && now.Sub(unsaved) > unknown {
+					save() // nothing begins before
+				}
+				if unsaved.IsZero() {
+					unsaved = now
 				}
 				w.Begin(now)
 				if rapid.IntRange(0, 9).Draw(t, "cancelled") == 0 {

@@ -123,7 +123,7 @@ func (w *Window) Assume(now time.Time, unseen time.Duration) {
 		return
 	}
 	n := w.rate.AtOnce() + int(unseen/max(w.interval, 1)) + 1
-	w.count(now, max(0, min(n, w.rate.Events-len(w.over))))
+	w.count(now, min(n, w.rate.Events))
 }
 
 // parts is the resolution of a saved window: times are rounded up to a part
@@ -134,6 +134,8 @@ const parts = 100
 type Tally struct {
 	Age    time.Duration `json:"age"`
 	Events int           `json:"events"`
+	// Flying of the events were in flight: they were over later.
+	Flying int `json:"flying,omitempty"`
 }
 
 // Save returns what the window remembers, at most a hundred entries. Events
@@ -150,7 +152,7 @@ func (w *Window) Save(now time.Time) []Tally {
 		if k := len(all); k > 0 && all[k-1].Age == age {
 			all[k-1].Events += n
 		} else {
-			all = append(all, Tally{age, n})
+			all = append(all, Tally{Age: age, Events: n})
 		}
 	}
 	for _, t := range w.over {
@@ -158,15 +160,27 @@ func (w *Window) Save(now time.Time) []Tally {
 	}
 	if w.inFlight > 0 {
 		add(0, w.inFlight)
+		all[len(all)-1].Flying = w.inFlight
 	}
 	return all
 }
 
-// Restore counts what a predecessor saved at least passed ago.
+// Restore counts what a predecessor saved at least passed ago, but for what
+// was in flight then.
 func (w *Window) Restore(now time.Time, passed time.Duration, saved []Tally) {
 	for _, t := range saved {
 		at := now.Add(-max(t.Age+passed, 0))
-		w.count(at, min(max(t.Events, 0), w.rate.Events))
+		w.count(at, min(max(t.Events-t.Flying, 0), w.rate.Events))
 	}
 	w.forget(now)
+}
+
+// Linger counts what was in flight when a predecessor saved as over at a
+// time.
+func (w *Window) Linger(at time.Time, saved []Tally) {
+	n := 0
+	for _, t := range saved {
+		n += max(t.Flying, 0)
+	}
+	w.count(at, min(n, w.rate.Events))
 }
