@@ -27,7 +27,7 @@ type Config struct {
 	MaxMessages              int            `envconfig:"SMTP_MAX_MESSAGES" default:"1000" desc:"Messages of one connection, then 421, so that long-lived clients spread again over the servers."`
 	MaxSessionRcpts          int            `envconfig:"SMTP_MAX_SESSION_RECIPIENTS" default:"100000" desc:"Recipients of all messages of one connection, then 421."`
 	MaxLine                  int            `envconfig:"SMTP_MAX_LINE" default:"998" desc:"Longest line of a message in octets, without CR LF. RFC 5321 lets servers refuse longer ones than 998, so many do; 0 is no limit."`
-	MendLines                bool           `envconfig:"SMTP_MEND_LINES" default:"true" desc:"Encode a body part anew (quoted-printable or base64) whose lines are longer than that, in messages of up to 1 MiB, instead of refusing the message. What is signed is never changed."`
+	MendLines                bool           `envconfig:"SMTP_MEND_LINES" default:"true" desc:"Encode a body part anew (quoted-printable or base64) whose lines are longer than that, in messages of up to 8 MiB, instead of refusing the message. What is signed is never changed."`
 	MaxErrors                int            `envconfig:"SMTP_MAX_ERRORS" default:"20" desc:"Commands of one connection that were refused for good, then 421."`
 	MaxConnections           int            `envconfig:"SMTP_MAX_CONNECTIONS" default:"20000" desc:"Connections at a time, then 421."`
 	MaxConnectionsPerIP      int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_IP" default:"200" desc:"Connections at a time from one address, then 421."`

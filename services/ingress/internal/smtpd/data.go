@@ -208,7 +208,7 @@ func (in *incoming) verdict() (mail.Reply, error) {
 func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
 	for {
 		if len(buf.free()) == 0 {
-			if buf.largest() {
+			if buf.large() && (buf.largest() || !s.toMend(in)) {
 				return s.stream(buf, in)
 			}
 			if !buf.grow() {
@@ -221,13 +221,16 @@ func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			return s.accept(buf, in), nil
-		case errors.Is(err, errLongText) && s.cfg.MendLines:
+		case errors.Is(err, errLongText) && s.toMend(in):
 			return s.mend(buf, in), nil
 		default:
 			return in.verdict()
 		}
 	}
 }
+
+// toMend reports whether what has come has lines too long, that may be encoded.
+func (s *session) toMend(in *incoming) bool { return in.long && s.cfg.MendLines }
 
 // mend has a message committed whose lines are too long to be relayed, if
 // they can be encoded.

@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -74,6 +75,41 @@ func TestContentByteForByte(t *testing.T) {
 				t.Errorf("size %d of %d, id %q", sub.SizeBytes, len(sub.Content), sub.HeaderID)
 			}
 			checkReceived(t, field, sub)
+			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+		})
+	}
+}
+
+// A large message with long lines is not streamed as it is: who decodes it
+// finds what was there.
+func TestLargeContentIsMended(t *testing.T) {
+	attachment := bytes.Repeat([]byte("attached"), 400_000)
+	header := "From: <a@example.com>\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+	line := base64.StdEncoding.EncodeToString(attachment) + "\r\n"
+	for _, c := range []struct{ name, content, reply string }{
+		{"one line", header + line, "250 2.0.0 queued as"},
+		{"too large", header + line + line, "550 5.6.0"},
+		{"the long line comes late", header + string(text(2<<20)) + line, "550 5.6.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store, cfg := &fakeStore{}, testConfig()
+			cfg.MendLines = true
+			server := startServer(t, cfg, store)
+			client := server.client(t)
+			client.envelope()
+			client.send(stuffed(t, []byte(c.content)))
+			client.expect(c.reply)
+			client.send("QUIT\r\n")
+			client.expect("221")
+			if subs := store.submissions(); c.reply[0] != '2' {
+				if len(subs) > 0 {
+					t.Error("stored, although it was refused")
+				}
+			} else if _, got, _ := cutReceived(subs[0].Content); !bytes.HasPrefix(got, []byte(header)) {
+				t.Errorf("the header section came as %.200q", got)
+			} else if decoded, err := base64.StdEncoding.DecodeString(string(got[len(header):])); err != nil || !bytes.Equal(decoded, attachment) {
+				t.Errorf("the attachment came as %d octets, %v", len(decoded), err)
+			}
 			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
 		})
 	}

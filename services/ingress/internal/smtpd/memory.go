@@ -6,11 +6,12 @@ import (
 )
 
 // Content is read into buffers of these sizes, each a step of growth. Larger
-// content is streamed.
+// content is streamed, unless its lines are to be mended.
 const (
 	headroom    = 2 << 10 // before the content, for our Received field
 	smallBuffer = 16<<10 + headroom
 	largeBuffer = 1<<20 + headroom
+	mendBuffer  = 8<<20 + headroom
 	growth      = 8
 
 	// streamMemory is what a large message holds: the buffer that it begins
@@ -19,7 +20,10 @@ const (
 )
 
 // bufferSizes are the steps, smallest first.
-var bufferSizes = [...]int{smallBuffer, smallBuffer * growth, largeBuffer}
+var bufferSizes = [...]int{smallBuffer, smallBuffer * growth, largeBuffer, mendBuffer}
+
+// largeStep is the last step of content that is not to be mended.
+const largeStep = 2
 
 var bufferPools [len(bufferSizes)]sync.Pool
 
@@ -55,7 +59,7 @@ type buffer struct {
 // false when the budget does not allow it.
 func newBuffer(m *memory, sizeBytes int64) (*buffer, bool) {
 	step := 0
-	for step < len(bufferSizes)-1 && int64(bufferSizes[step]-headroom) <= sizeBytes {
+	for step < largeStep && int64(bufferSizes[step]-headroom) <= sizeBytes {
 		step++
 	}
 	if !m.reserve(int64(bufferSizes[step])) {
@@ -82,6 +86,9 @@ func (b *buffer) free() []byte { return b.bytes[len(b.bytes):cap(b.bytes)] }
 
 // wrote says that n bytes of free are content now.
 func (b *buffer) wrote(n int) { b.bytes = b.bytes[:len(b.bytes)+n] }
+
+// large reports whether content that goes on is to be streamed.
+func (b *buffer) large() bool { return b.step >= largeStep }
 
 // largest reports whether the buffer cannot grow.
 func (b *buffer) largest() bool { return b.step == len(bufferSizes)-1 }
