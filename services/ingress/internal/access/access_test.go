@@ -73,8 +73,8 @@ func setup(t *testing.T, url string) *world {
 		{Name: "App", Kind: store.PasswordCredential, Password: phc, SCRAM: store.SCRAMKeys(keys)},
 		{Name: "plain", Kind: store.PasswordCredential, Password: phc, ReversePaths: []string{"news@example.net"}, FromDomains: []string{"*"}},
 		{Name: "disabled", Kind: store.PasswordCredential, Password: phc, SCRAM: store.SCRAMKeys(keys), Disabled: true},
-		{Name: "expired", Kind: store.PasswordCredential, Password: phc, ExpiresAt: time.Now().Add(-time.Second)},
-		{Name: "local", Kind: store.PasswordCredential, Password: phc, Networks: local},
+		{Name: "expired", Kind: store.PasswordCredential, Password: phc, SCRAM: store.SCRAMKeys(keys), ExpiresAt: time.Now().Add(-time.Second)},
+		{Name: "local", Kind: store.PasswordCredential, Password: phc, SCRAM: store.SCRAMKeys(keys), Networks: local},
 		{Name: "key", Kind: store.APIKeyCredential, KeySHA256: sum[:], Networks: local},
 		{Name: "pinned", Kind: store.CertificateCredential, Certificate: auth.CertificateName(pinned.SHA256)},
 		{Name: "named", Kind: store.CertificateCredential, Certificate: "relay.example.com"},
@@ -181,37 +181,81 @@ func TestPassword(t *testing.T) {
 	}
 }
 
-// atOnce is a store with which failures cost no delay, so that the work of a
-// refusal can be measured.
-type atOnce struct{ *store.Store }
+// work is what a refusal costs: where the cost is the same, so is the time.
+// That of a hash that does not exist is that of one that does, as
+// TestNobodyTakesTheSameTime of package auth shows.
+type work struct {
+	*store.Store
+	verifier
+	hashes, standings, failures atomic.Int32
+}
 
 var errAtOnce = errors.New("failed")
 
-func (atOnce) AuthFailed(context.Context, []string) ([]float64, error) { return nil, errAtOnce }
+func (w *work) Verify(ctx context.Context, hash, password string) (bool, error) {
+	w.hashes.Add(1)
+	return w.verifier.Verify(ctx, hash, password)
+}
+
+func (w *work) Standings(ctx context.Context, keys []string) ([]store.Standing, error) {
+	w.standings.Add(int32(len(keys)))
+	return w.Store.Standings(ctx, keys)
+}
+
+// AuthFailed lets a failure cost no delay.
+func (w *work) AuthFailed(_ context.Context, keys []string) ([]float64, error) {
+	w.failures.Add(int32(len(keys)))
+	return nil, errAtOnce
+}
+
+func (w *work) done() [3]int32 {
+	return [3]int32{w.hashes.Swap(0), w.standings.Swap(0), w.failures.Swap(0)}
+}
 
 func TestNobodyStandsOutByTime(t *testing.T) {
 	w := setup(t, storetest.New(t))
-	k, err := New(atOnce{w.store}, Config{MaxFailures: 1000, Parallel: 1})
+	counted := &work{Store: w.store, verifier: auth.NewHasher(1)}
+	k, err := New(counted, Config{MaxFailures: 1000, Parallel: 1})
 	w.must(err)
-	users := []string{"app", "nobody", "disabled", "key", "pinned", "local"}
-	fastest := map[string]time.Duration{}
-	for range 8 {
-		for _, user := range users {
-			began := time.Now()
-			if _, err := k.Password(t.Context(), there, user, "guess"); !errors.Is(err, errAtOnce) {
-				t.Fatal(user, err)
-			}
-			if took := time.Since(began); fastest[user] == 0 || took < fastest[user] {
-				fastest[user] = took
+	k.known, k.unknown = counted, counted
+	for _, method := range []struct {
+		name string
+		try  func(user, password string) error
+		want [3]int32
+	}{
+		{"password", func(user, password string) error {
+			_, err := k.Password(t.Context(), there, user, password)
+			return err
+		}, [3]int32{1, 3, 2}},
+		{"SCRAM", func(user, password string) error { _, err := login(t, k, there, user, password); return err }, [3]int32{0, 3, 2}},
+	} {
+		for _, c := range []struct{ user, password string }{
+			{"app", "wrong"}, {"app", strings.Repeat("x", 900)}, {"plain", "wrong"},
+			{"nobody", password}, {"nobody", "wrong"}, {strings.Repeat("x", 255), password},
+			{"disabled", password}, {"disabled", "wrong"}, {"expired", password}, {"expired", "wrong"},
+			{"local", password}, {"local", "wrong"}, {"key", password}, {"pinned", password},
+		} {
+			for range 2 { // what was found is known the second time, and so is what was not
+				if err := method.try(c.user, c.password); !errors.Is(err, errAtOnce) {
+					t.Errorf("%s of %.10s: %v", method.name, c.user, err)
+				}
+				if did := counted.done(); did != method.want {
+					t.Errorf("%s of %.10s, %.10q: hashes, standings and failures %v, want %v", method.name, c.user, c.password, did, method.want)
+				}
 			}
 		}
 	}
-	for _, user := range users {
-		if f := fastest[user]; f < fastest["app"]/3 || f > 3*fastest["app"] {
-			t.Errorf("%s takes %s, app %s", user, f, fastest["app"])
+	expired, sum := auth.NewKey()
+	w.must(w.store.CreateCredential(t.Context(), store.Credential{Name: "old", Tenant: "acme", Kind: store.APIKeyCredential, KeySHA256: sum[:], ExpiresAt: time.Now().Add(-time.Second)}))
+	nobodys, _ := auth.NewKey()
+	for name, key := range map[string]string{"nobody's": nobodys, "expired": expired, "of another network": w.apiKey, "malformed": "pr_x"} {
+		if _, err := k.APIKey(t.Context(), there, key); !errors.Is(err, errAtOnce) {
+			t.Errorf("key, %s: %v", name, err)
+		}
+		if did := counted.done(); did != [3]int32{0, 1, 1} {
+			t.Errorf("key, %s: hashes, standings and failures %v", name, did)
 		}
 	}
-	t.Log(fastest)
 }
 
 func TestBruteForceIsAnsweredByAll(t *testing.T) {

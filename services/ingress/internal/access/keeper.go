@@ -47,6 +47,12 @@ type accessStore interface {
 	AddUsage(ctx context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error)
 }
 
+// verifier reports whether a hash is of a password, after the same work for
+// every hash, also for none. *auth.Hasher is one.
+type verifier interface {
+	Verify(ctx context.Context, hash, password string) (bool, error)
+}
+
 // Config is how strict the keeper is.
 type Config struct {
 	MaxFailures int `envconfig:"AUTH_MAX_FAILURES" default:"10" desc:"Failures to authenticate from one address (a /64 of IPv6), at all ingress processes together, after which it gets 421; a user has twice as many. Half are forgotten in 15 minutes."`
@@ -70,8 +76,8 @@ func (c *Config) Validate() error {
 // *QuotaError are temporary: 454 4.7.0, HTTP 503.
 type Keeper struct {
 	store    accessStore
-	known    *auth.Hasher // for users whose network is known: a flood of strangers does not delay them
-	unknown  *auth.Hasher
+	known    verifier // for users whose network is known: a flood of strangers does not delay them
+	unknown  verifier
 	guard    guard
 	meter    *meter
 	metrics  *metrics
