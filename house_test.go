@@ -362,6 +362,47 @@ func TestStoreMethodsHaveTests(t *testing.T) {
 	}
 }
 
+// A document that says what we do names the test that shows it, as
+// "TestX in services/y", or "TestX/z in services/y" for testdata/z.smtp there.
+func TestDocumentsNameTests(t *testing.T) {
+	tests := map[string]bool{}
+	for path, files := range parse(t, packages(t)) {
+		for _, f := range files {
+			for _, declaration := range f.file.Decls {
+				if function, is := declaration.(*ast.FuncDecl); is && f.test && function.Recv == nil {
+					tests[function.Name.Name+" in "+path] = true
+				}
+			}
+		}
+	}
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, document := range documents {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\b(Test\w+)(?:/([\w.-]+))? in (\w+(?:/\w+)+)`).FindAllStringSubmatch(string(text), -1) {
+			found++
+			if !tests[name[1]+" in "+name[3]] {
+				t.Errorf("%s: there is no %s in %s", document, name[1], name[3])
+			}
+			if name[2] == "" {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.FromSlash(name[3]), "testdata", name[2]+".smtp")); err != nil {
+				t.Errorf("%s: %s: %v", document, name[0], err)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no document names a test: this test looks for them in the wrong way")
+	}
+}
+
 func receiver(f *ast.FuncDecl) string {
 	expr := f.Recv.List[0].Type
 	if star, is := expr.(*ast.StarExpr); is {

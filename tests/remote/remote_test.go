@@ -53,29 +53,6 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestMistakesHaveTests: the tests that the table names are there.
-func TestMistakesHaveTests(t *testing.T) {
-	for _, m := range hostile.Mistakes {
-		for _, test := range m.Tests {
-			files, err := filepath.Glob(filepath.Join(world.Root(), test.Package, "*_test.go"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			found := false
-			for _, f := range files {
-				text, err := os.ReadFile(f)
-				if err != nil {
-					t.Fatal(err)
-				}
-				found = found || strings.Contains(string(text), "\nfunc "+test.Name+"(t *testing.T)")
-			}
-			if !found {
-				t.Errorf("no %s in %s", test.Name, test.Package)
-			}
-		}
-	}
-}
-
 // TestHostileHosts runs every line of the table, with the host alone and with
 // a good one behind it.
 func TestHostileHosts(t *testing.T) {
