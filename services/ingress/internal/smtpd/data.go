@@ -144,8 +144,12 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if err == nil && in.size > in.s.cfg.MaxMessageBytes {
 		err = errTooLarge
 	}
-	if in.measure(p[:n]); in.long && errors.Is(err, io.EOF) {
-		err = errLongText
+	if in.measure(p[:n]); errors.Is(err, io.EOF) {
+		// The last line of chunks need not end: who relays it ends it.
+		in.long = in.long || in.maxLine > 0 && in.line == in.maxLine
+		if in.long {
+			err = errLongText
+		}
 	}
 	in.err = err
 	return n, err
