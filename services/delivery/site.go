@@ -168,28 +168,39 @@ type unservable struct {
 	err error
 }
 
-// add puts jobs that are claimed into the ready queue, against the
-// places reserved. It returns the jobs if the site has stopped meanwhile, and
+// add puts jobs that are claimed into the ready queue, against the places
+// reserved. It returns those that are to be laid aside, because the site has
+// stopped meanwhile or no host was reached: then one stays, for the probe; and
 // those that no source can serve.
-func (s *site) add(jobs []*job, reserved []places) (refused []*job, never []unservable) {
+func (s *site) add(jobs []*job, reserved []places) (asides []aside, never []unservable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range reserved {
 		s.reserve(p, -1)
 	}
 	if s.stopped {
-		return jobs, nil
+		return []aside{{jobs: jobs}}, nil
 	}
+	var waits []*job
 	for _, j := range jobs {
 		if err := s.unservable(j); err != nil {
 			never = append(never, unservable{j, err})
 			continue
 		}
+		if s.breaker.isOpen() && (s.breaker.probing || s.ready.len() > 0) {
+			waits = append(waits, j)
+			continue
+		}
 		s.ready.add(j)
 		s.home.jobs.Add(1)
 	}
+	if len(waits) > 0 {
+		s.parked = true
+		o := s.outage
+		asides = []aside{{waits, &o}}
+	}
 	s.dispatch()
-	return nil, never
+	return asides, never
 }
 
 // next puts a job back at the head, for a session that is about to ask for

@@ -304,8 +304,8 @@ func (w *worker) sourceOf(name string) *source {
 // add hands jobs that are claimed to their site. Those that no source can
 // reach a host for are delayed, and tried again by the schedule.
 func (w *worker) add(s *site, jobs []*job, reserved ...places) {
-	refused, unservable := s.add(jobs, reserved)
-	w.layAside(refused)
+	asides, unservable := s.add(jobs, reserved)
+	w.setAside(asides)
 	for _, u := range unservable {
 		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: u.err}
 		w.settles.in <- w.delayed(u.job.request, answer)
@@ -315,6 +315,8 @@ func (w *worker) add(s *site, jobs []*job, reserved ...places) {
 // setAside lays jobs aside, each with why it waits.
 func (w *worker) setAside(asides []aside) {
 	for _, a := range asides {
-		w.aside.in <- a
+		if len(a.jobs) > 0 {
+			w.aside.in <- a
+		}
 	}
 }

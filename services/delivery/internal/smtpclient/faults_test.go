@@ -158,9 +158,7 @@ func TestOneReplyForEachPhaseInOneWrite(t *testing.T) {
 			t.Fatal(codes(got))
 		}
 	}
-	if mx.Count() != 3 {
-		t.Errorf("%d messages", mx.Count())
-	}
+	mx.WaitMessages(t, 3, 10*time.Second)
 }
 
 // TestHostLeavesBetweenTransactions: the next transaction finds the reason.
