@@ -127,7 +127,9 @@ func (s *stage) listen() {
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(l, "", "") }()
 	s.t.Cleanup(func() {
-		_ = server.Close()
+		if err := server.Close(); err != nil {
+			s.t.Error(err)
+		}
 		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
 			s.t.Error(err)
 		}
