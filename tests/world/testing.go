@@ -63,13 +63,18 @@ func (s *Shared) close() error {
 }
 
 // Start runs a world for the time of a test. The test fails if a process of
-// it does not end in good order, and shows the logs when it fails.
+// it does not end in good order, and shows the ends of the logs when it fails.
+// The logs are kept whole if it fails or POSTRIDER_TEST_LOGS names a directory
+// for them; the test says where.
 func Start(tb testing.TB, o Options) *World {
 	tb.Helper()
 	w, err := New(tb.Context(), o)
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			tb.Log(w.Logs())
+		}
+		if parent := os.Getenv("POSTRIDER_TEST_LOGS"); parent != "" || tb.Failed() {
+			w.keepLogs(tb, parent)
 		}
 		if err := w.Close(); err != nil {
 			tb.Errorf("close the world: %v", err)

@@ -70,9 +70,10 @@ type World struct {
 	services []*Service
 
 	bin    string
-	second int  // octet of its network
-	third  int  // an even one
-	remove bool // Dir goes with Close
+	second int    // octet of its network
+	third  int    // an even one
+	remove bool   // Dir goes with Close
+	logs   string // where Close keeps the logs; "" if they need not be kept
 	env    map[string]string
 
 	mu    sync.Mutex // guards all below, held
@@ -362,57 +363,9 @@ func (w *World) Close() error {
 	if w.PG != nil {
 		errs = append(errs, w.PG.Stop())
 	}
-	errs = append(errs, w.alarms())
+	errs = append(errs, w.alarms(), w.copyLogs())
 	if w.remove && w.Dir != "" {
 		errs = append(errs, os.RemoveAll(w.Dir))
 	}
 	return errors.Join(errs...)
-}
-
-// alarms returns what must not be in the log of any process of ours, however
-// well the mail went.
-func (w *World) alarms() error {
-	var errs []error
-	for _, s := range w.services {
-		if s.Process() == nil {
-			continue // never started
-		}
-		text, err := os.ReadFile(filepath.Join(w.Dir, s.String()+".log"))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, word := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: "} {
-			if at := strings.Index(string(text), word); at >= 0 {
-				errs = append(errs, fmt.Errorf("log of %s: %.4000s", s, text[at:]))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Logs returns the end of the logs of all processes. Where a log is long,
-// the lines about single messages are left out.
-func (w *World) Logs() string {
-	const each, far = 6 << 10, 4 << 20
-	files, err := filepath.Glob(filepath.Join(w.Dir, "*.log"))
-	if err != nil {
-		return err.Error()
-	}
-	var b strings.Builder
-	for _, f := range append(files, filepath.Join(w.Dir, "postgres", "postgres.log")) {
-		text := proc.Tail(f, far)
-		if len(text) > each {
-			var lines []string
-			for line := range strings.Lines(text) {
-				if !strings.Contains(line, `"queue_id":`) {
-					lines = append(lines, line)
-				}
-			}
-			text = strings.Join(lines, "")
-			text = text[max(0, len(text)-each):]
-		}
-		fmt.Fprintf(&b, "=== %s\n%s\n", filepath.Base(f), text)
-	}
-	return b.String()
 }
