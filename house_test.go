@@ -33,7 +33,7 @@ var layers = []struct {
 	why      string
 }{
 	{`pkg/mail`, nil, "the words depend on nothing, so that everyone can use them"},
-	{`pkg/(smtp|retry|telemetry|auth)`, []string{`pkg/mail`}, "each is one subject on top of the words"},
+	{`pkg/(smtp|retry|telemetry|auth|dkim)`, []string{`pkg/mail`}, "each is one subject on top of the words"},
 	{`proto/.*`, nil, "contracts of the bus know no Go type of ours"},
 	{`migrations`, nil, "migrations are embedded SQL and nothing else"},
 	{`pkg/devpg`, nil, "starting a Postgres has nothing to do with mail"},
@@ -72,6 +72,7 @@ var vendors = []struct {
 	{"github.com/spf13/cobra", []string{`services/postrider`}, "there is one command line"},
 	{"github.com/xdg-go", []string{`pkg/auth`}, "secrets are made and verified in one place"},
 	{"golang.org/x/crypto/argon2", []string{`pkg/auth`}, "secrets are made and verified in one place"},
+	{"github.com/emersion/go-msgauth", []string{`pkg/dkim`}, "what is signed, and how, is decided once"},
 	{"github.com/danielgtaylor/huma", []string{`services/ingress/internal/httpd`}, "it describes the one interface of HTTP clients"},
 	{"github.com/BurntSushi/toml", []string{`pkg/shaping`}, "one file format, one reader"},
 }

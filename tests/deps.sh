@@ -3,9 +3,10 @@
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
 # Python, msmtp, curl and Node.js as real clients, Dovecot for LMTP and SASL,
 # Exim and OpenSMTPD as other mail servers (unpack.sh), Unbound and a signer of
-# zones for DNSSEC, and a C compiler for the race detector. As root on Debian or
-# Ubuntu it installs what is missing; otherwise it says so and fails. Servers
-# that the packages would start are not started: tests start their own.
+# zones for DNSSEC, dkimpy as another verifier of DKIM, and a C compiler for the
+# race detector. As root on Debian or Ubuntu it installs what is missing;
+# otherwise it says so and fails. Servers that the packages would start are not
+# started: tests start their own.
 set -eu
 cd "$(dirname "$0")"
 
@@ -26,6 +27,7 @@ missing() {
 	have cc || echo gcc libc6-dev
 	have unbound || echo unbound
 	have ldns-signzone || echo ldnsutils
+	have dkimverify || echo python3-dkim
 }
 
 # What is there beside packages, each in a folder of its own that is complete.

@@ -30,7 +30,8 @@ const (
 )
 
 // Run reports until ctx is done, and returns nil after the reports in hand.
-// Errors: the certificate authorities of the configuration cannot be used.
+// Errors: the certificate authorities or the key of the configuration cannot
+// be used.
 func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 	b := newBounce(cfg, db, nc)
 	tls, err := newTLSReporter(b)
@@ -43,7 +44,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 	g.Go(func() error { return nc.ConsumeFailed(ctx, b.hear) })
 	g.Go(func() error { return b.look(ctx) })
 	g.Go(func() error { return b.reportAll(ctx, work) })
-	if cfg.TLSReportContact != "" {
+	if cfg.TLSReports.Contact != "" {
 		g.Go(func() error { return tls.run(ctx, work) })
 	}
 	return g.Wait()

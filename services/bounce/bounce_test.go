@@ -3,6 +3,9 @@ package bounce
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -565,5 +568,107 @@ func TestConfig(t *testing.T) {
 	}
 	if err := (Config{Hostname: "mx.example", Lifetime: 1}).Validate(); err == nil {
 		t.Error("a lifetime of 1 ns is taken")
+	}
+}
+
+func dkimKey(t *testing.T) string {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// TestTLSReportConfig: all that is wrong is said at once, and no secret.
+func TestTLSReportConfig(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		cfg  TLSReportConfig
+		want []string
+	}{
+		{"nothing", TLSReportConfig{}, nil},
+		{"no key", TLSReportConfig{Contact: "tls@a.test"}, nil},
+		{"signed elsewhere", TLSReportConfig{Contact: "tls@a.test", Unsigned: true}, nil},
+		{"signed", TLSReportConfig{Contact: "tls@a.test", Key: dkimKey(t), Selector: "tls"}, nil},
+		{"no selector", TLSReportConfig{Contact: "tls@a.test", Key: dkimKey(t)}, []string{"_SELECTOR is not"}},
+		{"selector alone", TLSReportConfig{Selector: "tls"}, []string{"_KEY is not"}},
+		{"all", TLSReportConfig{Contact: "tls", Key: "secret", Selector: "a b", Unsigned: true}, []string{"_CONTACT", "_KEY is no private key in PEM", "_SELECTOR", "both"}},
+	} {
+		err := tt.cfg.Validate()
+		if (err == nil) != (tt.want == nil) || err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v lacks %q", tt.name, err, want)
+			}
+		}
+		if signer, err := tt.cfg.Signer(); tt.want == nil && (err != nil || (signer != nil) != (tt.name == "signed")) {
+			t.Errorf("%s: signer %+v, %v", tt.name, signer, err)
+		}
+	}
+}
+
+// TestTLSReportsByMail: RFC 8460 §3 has receivers ignore those that are not
+// signed, so they do not leave, and are due when a key comes the same day.
+func TestTLSReportsByMail(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	yesterday := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)
+	result := store.TLSResult{Day: yesterday, Domain: "a.test", PolicyType: "no-policy-found", PolicyDomain: "a.test"}
+	for _, tt := range []struct {
+		name string
+		cfg  TLSReportConfig
+		want string // how the message begins; "" is none
+	}{
+		{"no key", TLSReportConfig{}, ""},
+		{"signed elsewhere", TLSReportConfig{Unsigned: true}, "Date: "},
+		{"signed", TLSReportConfig{Key: dkimKey(t), Selector: "tls"}, "DKIM-Signature: "},
+	} {
+		result.Domain = mail.Domain(strings.ReplaceAll(tt.name, " ", "-") + ".test")
+		if err := w.db.CountTLS(t.Context(), []store.TLSCount{{TLSResult: result, Sessions: 1}}, map[mail.Domain][]string{result.Domain: {"mailto:r@b.test"}}); err != nil {
+			t.Fatal(err)
+		}
+		cfg := testConfig
+		cfg.TLSReports = tt.cfg
+		cfg.TLSReports.Contact = "tls@postrider.example"
+		r, err := newTLSReporter(newBounce(cfg, w.db, w.nc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := store.TLSReport{Day: yesterday, Domain: result.Domain, RUA: "mailto:r@b.test"}
+		if err := r.send(t.Context(), report); err != nil {
+			t.Fatal(err)
+		}
+		reports, err := w.db.TLSReports(t.Context(), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range reports {
+			if found.Domain != result.Domain {
+				continue
+			}
+			if unsent := found.SentAt.IsZero() && !found.NextAt.IsZero() && strings.Contains(found.Trouble, "DKIM_KEY"); unsent != (tt.want == "") {
+				t.Errorf("%s: %+v", tt.name, found)
+			}
+		}
+		queued, err := w.db.Queue(t.Context(), store.Filter{ReversePath: "tls@postrider.example"}, 10)
+		if err != nil || len(queued) > 1 || len(queued) == 1 != (tt.want != "") {
+			t.Fatalf("%s: queued %+v, %v", tt.name, queued, err)
+		}
+		for _, q := range queued {
+			if content := w.content(t, q.ID); !strings.HasPrefix(content, tt.want) {
+				t.Errorf("%s: mailed %q, want %q", tt.name, content, tt.want)
+			}
+			if _, err := w.db.Operate(t.Context(), store.Cancel, store.Filter{ID: q.ID}, "seen"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

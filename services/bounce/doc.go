@@ -20,7 +20,8 @@
 // the mark that they were reported. From there a DSN walks like any mail.
 //
 // Beside that it tells domains that asked for it (RFC 8460) how TLS went with
-// their mail exchangers the day before, by mail and by HTTPS: docs/tls.md.
+// their mail exchangers the day before, by mail that is signed and by HTTPS:
+// docs/tls.md.
 //
 // # Consumes
 //
@@ -42,7 +43,7 @@
 // RFC 3461 (NOTIFY, RET, ENVID, ORCPT), RFC 3464 and RFC 6522 (the report),
 // RFC 6533 (its international form), RFC 3463 (status codes), RFC 3834
 // (Auto-Submitted), RFC 5321 §4.5.5 and §6.1 (null reverse-path), RFC 8460
-// (reports on TLS).
+// (reports on TLS), RFC 6376 (their signature).
 //
 // # Strategies
 //
@@ -71,8 +72,8 @@
 //
 // # Bugs
 //
-// Reports on TLS are not signed by DKIM. Asynchronous bounces and complaints
-// (ARF) are not taken in yet. Text is in English only.
+// DSNs are not signed by DKIM. Asynchronous bounces and complaints (ARF) are
+// not taken in yet. Text is in English only.
 //
 // # See also
 //

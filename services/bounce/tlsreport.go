@@ -1,6 +1,7 @@
 package bounce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postrider/postrider/pkg/dkim"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/store"
@@ -27,6 +29,7 @@ const (
 type tlsReporter struct {
 	*bounce
 	poster *tlsrpt.Poster
+	signer *dkim.Signer // nil: reports by mail are not signed here
 	tidied time.Time
 }
 
@@ -35,14 +38,37 @@ func newTLSReporter(b *bounce) (*tlsReporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tlsReporter{bounce: b, poster: tlsrpt.NewPoster(tlsrpt.PostConfig{
+	signer, err := b.cfg.TLSReports.Signer()
+	if err != nil {
+		return nil, err
+	}
+	return &tlsReporter{bounce: b, signer: signer, poster: tlsrpt.NewPoster(tlsrpt.PostConfig{
 		Servers: b.cfg.DNSServers, Allow: b.cfg.AllowTargets, Roots: pool,
 	})}, nil
+}
+
+// errUnsigned: RFC 8460 §3 has receivers ignore reports without a signature
+// of the domain that they come from.
+var errUnsigned = errors.New("reports by mail want a signature: POSTRIDER_TLSRPT_DKIM_KEY is not set")
+
+// announce logs how reports by mail are signed.
+func (r *tlsReporter) announce() {
+	switch {
+	case r.signer == nil && r.cfg.TLSReports.Unsigned:
+		slog.Info("TLS reports by mail leave unsigned, for a smart host to sign")
+	case r.signer == nil:
+		slog.Warn("TLS reports go by HTTPS only: those by mail want a signature, and POSTRIDER_TLSRPT_DKIM_KEY is not set")
+	case r.signer.Weakness() != "":
+		slog.Warn("TLS reports by mail are signed with a weak key", "domain", string(r.signer.Domain), "selector", r.signer.Selector, "why", r.signer.Weakness())
+	default:
+		slog.Info("TLS reports by mail are signed", "domain", string(r.signer.Domain), "selector", r.signer.Selector)
+	}
 }
 
 // run sends what is due until ctx is done; work is the context of what is
 // being sent. Any number of processes may do so: rows are taken.
 func (r *tlsReporter) run(ctx, work context.Context) error {
+	r.announce()
 	failing := false
 	for ; ctx.Err() == nil; wait(ctx, tlsReportsEvery) {
 		err := r.round(ctx, work)
@@ -89,8 +115,8 @@ func (r *tlsReporter) send(ctx context.Context, to store.TLSReport) error {
 		return err
 	}
 	report := &tlsrpt.Report{
-		Submitter: r.cfg.Hostname, Organization: r.cfg.organization(), Contact: r.cfg.TLSReportContact,
-		Domain: to.Domain, Day: to.Day.UTC(), Counts: counts,
+		Submitter: r.cfg.Hostname, Organization: cmp.Or(r.cfg.TLSReports.Organization, r.cfg.Hostname),
+		Contact: r.cfg.TLSReports.Contact, Domain: to.Domain, Day: to.Day.UTC(), Counts: counts,
 	}
 	var failed error
 	way := "mail"
@@ -132,18 +158,28 @@ func (r *tlsReporter) post(ctx context.Context, report *tlsrpt.Report, to store.
 // that it is about.
 func (r *tlsReporter) mail(ctx context.Context, report *tlsrpt.Report, to store.TLSReport) (failed, err error) {
 	path, domain, failed := tlsrpt.ParseMailto(to.RUA)
-	if failed != nil {
+	switch {
+	case failed != nil:
 		return failed, nil
+	case r.signer == nil && !r.cfg.TLSReports.Unsigned:
+		return errUnsigned, nil
 	}
 	now, id := time.Now(), mail.NewQueueID()
 	content, headerID, err := report.Compose(path, id, now)
 	if err != nil {
 		return nil, fmt.Errorf("write a TLS report: %w", err)
 	}
+	if r.signer != nil {
+		field, err := r.signer.Sign(content)
+		if err != nil {
+			return nil, fmt.Errorf("write a TLS report: %w", err)
+		}
+		content = append([]byte(field), content...)
+	}
 	sub := &mail.Submission{
 		Message: mail.Message{
 			ID:          id,
-			Envelope:    mail.Envelope{ReversePath: mail.ReversePath(r.cfg.TLSReportContact), Body: mail.Body7Bit},
+			Envelope:    mail.Envelope{ReversePath: mail.ReversePath(r.cfg.TLSReports.Contact), Body: mail.Body7Bit},
 			SizeBytes:   int64(len(content)),
 			AcceptedAt:  now,
 			TLSOptional: true,

@@ -3,18 +3,21 @@ package postrider
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/bounce"
 )
 
 func tlsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "tls",
 		Short: "What is known of TLS at other mail systems: broken hosts, policies, reports",
-	}, tlsBrokenCommand(), tlsForgetCommand(), tlsPoliciesCommand(), tlsReportsCommand())
+	}, tlsBrokenCommand(), tlsForgetCommand(), tlsPoliciesCommand(), tlsReportsCommand(), tlsRecordCommand())
 }
 
 // brokenLine is an address whose TLS is broken, in JSON.
@@ -178,4 +181,44 @@ func tlsReportsCommand() *cobra.Command {
 	c.Flags().IntVarP(&limit, "limit", "n", 1000, "at most so many, latest first")
 	outputFlag(c, &format)
 	return c
+}
+
+func tlsRecordCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "record",
+		Short: "Print the DNS record that receivers verify reports by mail with",
+		Long: `Prints the TXT record for POSTRIDER_TLSRPT_DKIM_KEY, as a line of a zone file.
+It reads the same variables as the bounce service.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var cfg bounce.TLSReportConfig
+			if err := boot.Load(nil, &cfg); err != nil {
+				return err
+			}
+			signer, err := cfg.Signer()
+			if err != nil {
+				return err
+			}
+			if signer == nil {
+				return errors.New("POSTRIDER_TLSRPT_CONTACT and POSTRIDER_TLSRPT_DKIM_KEY are not both set: no report is signed")
+			}
+			name, value, err := signer.Record()
+			if err != nil {
+				return err
+			}
+			if why := signer.Weakness(); why != "" {
+				fmt.Fprintln(c.ErrOrStderr(), "warning:", why)
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s. IN TXT %s\n", name, strings.Join(quoted(value), " "))
+			return err
+		},
+	}
+}
+
+// quoted cuts a text into the strings of a TXT record: RFC 1035 §3.3.14.
+func quoted(text string) (all []string) {
+	for ; len(text) > 255; text = text[255:] {
+		all = append(all, `"`+text[:255]+`"`)
+	}
+	return append(all, `"`+text+`"`)
 }

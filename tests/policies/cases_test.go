@@ -246,6 +246,9 @@ func (s *stage) reports(t *testing.T, all []expectation, host *smtptest.Server) 
 		if err != nil || domain != report.domain() {
 			t.Fatalf("a report of %s for %s: %v\n%s", domain, report.domain(), err, m.Content)
 		}
+		if err := s.verifySignature(t, m.Content); err != nil {
+			t.Errorf("the report for %s: %v\n%s", domain, err, m.Content)
+		}
 		mailed[domain] = append(mailed[domain], report)
 	}
 	s.mu.Lock()

@@ -76,13 +76,16 @@ func begin(t *testing.T) *stage {
 	if err := os.WriteFile(roots, s.public.PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	s.publishKey()
 	s.World = world.Start(t, world.Options{Env: map[string]string{
-		"POSTRIDER_DNS_SERVERS":         s.zone.address,
-		"POSTRIDER_DNS_TRUST_AD":        "true",
-		"POSTRIDER_TLS_CA_FILE":         roots,
-		"POSTRIDER_TLSRPT_CONTACT":      "tls@postrider.test",
-		"POSTRIDER_TLSRPT_ORGANIZATION": "Postrider",
-		"POSTRIDER_RETRY_SCHEDULE":      "1s,1s,2s",
+		"POSTRIDER_DNS_SERVERS":          s.zone.address,
+		"POSTRIDER_DNS_TRUST_AD":         "true",
+		"POSTRIDER_TLS_CA_FILE":          roots,
+		"POSTRIDER_TLSRPT_CONTACT":       "tls@postrider.test",
+		"POSTRIDER_TLSRPT_ORGANIZATION":  "Postrider",
+		"POSTRIDER_TLSRPT_DKIM_KEY_FILE": filepath.Join(s.zone.dir, "dkim.pem"),
+		"POSTRIDER_TLSRPT_DKIM_SELECTOR": "tls",
+		"POSTRIDER_RETRY_SCHEDULE":       "1s,1s,2s",
 	}})
 	s.policyIP = s.address("mta-sts.test")
 	s.listen()
