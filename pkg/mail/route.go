@@ -14,8 +14,9 @@ const Slots = 64
 // of a sorted MX set, or host:port of a smart host.
 type Site string
 
-// Slot returns the slot that the site hashes into, 0 to Slots-1. It must
-// never change for a site while any mail waits for it.
+// Slot returns the slot that the site hashes into, 0 to Slots-1: its home, or
+// that of its first part if it is divided. It must never change for a site
+// while any mail waits for it.
 func (s Site) Slot() int16 {
 	h := fnv.New32a()
 	h.Write([]byte(s))
@@ -66,7 +67,16 @@ type DeliveryRequest struct {
 	Message    Message
 	Route      *Route // shared between requests; read only
 	Recipients []Pending
+
+	part int16 // of the site, as the distance of its slot from the first one's
 }
+
+// Slot returns the slot of the part of the site that the request goes to. It
+// does not travel with the request: who takes it knows the division better.
+func (r *DeliveryRequest) Slot() int16 { return (r.Route.Site.Slot() + r.part) % Slots }
+
+// SetSlot chooses the part of the site.
+func (r *DeliveryRequest) SetSlot(slot int16) { r.part = (slot - r.Route.Site.Slot() + Slots) % Slots }
 
 // WorkerID names one delivery process for as long as it lives. Ids are never
 // used again.

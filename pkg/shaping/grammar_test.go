@@ -51,13 +51,13 @@ func TestAFileOfKumoMTAReadsAsItStands(t *testing.T) {
 		want  shaping.Limits
 	}{
 		{"default", shaping.Query{Domain: "any.example", Hosts: hosts("mx.any.example")}, "",
-			shaping.Limits{Connections: 12, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000}},
+			shaping.Limits{Connections: 12, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000, Homes: 1}},
 		{"a provider with limits for all its sites is one site", shaping.Query{Domain: "corp.example", Site: "provider:bigbox", Hosts: hosts("mx1.bigbox.test")}, "provider:bigbox",
-			shaping.Limits{Connections: 5, ConnectionRate: minute(120), MessageRate: shaping.Rate{Events: 3000, Period: time.Hour}, MessagesPerConnection: 50, Ready: 1000}},
+			shaping.Limits{Connections: 5, ConnectionRate: minute(120), MessageRate: shaping.Rate{Events: 3000, Period: time.Hour}, MessagesPerConnection: 50, Ready: 1000, Homes: 1}},
 		{"each site of another provider counts for itself", shaping.Query{Domain: "corp.example", Site: "mx.eu.regions.test", Hosts: hosts("mx.eu.regions.test")}, "",
-			shaping.Limits{Connections: 10, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000}},
+			shaping.Limits{Connections: 10, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000, Homes: 1}},
 		{"a source of a domain apart", shaping.Query{Domain: "apart.example", Site: "domain:apart.example", Source: "my source name"}, "domain:apart.example",
-			shaping.Limits{Connections: 6, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 7, Ready: 1000}},
+			shaping.Limits{Connections: 6, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 7, Ready: 1000, Homes: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if diff := cmp.Diff(c.want, s.For(c.query).Limits); diff != "" {

@@ -34,6 +34,7 @@ var keys = map[string]key{
 	"max_message_rate":              limit(field(rate, func(v *Values) *Rate { return &v.MessageRate })),
 	"max_deliveries_per_connection": limit(field(count, func(v *Values) *int { return &v.MessagesPerConnection })),
 	"max_ready":                     limit(field(count, func(v *Values) *int { return &v.Ready })),
+	"homes":                         limit(field(parts, func(v *Values) *int { return &v.Homes })),
 	"source_selection_rate":         field(rate, func(v *Values) *Rate { return &v.SelectionRate }),
 	"max_recipients_per_batch":      field(count, func(v *Values) *int { return &v.RecipientsPerTransaction }),
 	"idle_timeout":                  field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.IdleTimeout) }),
@@ -179,6 +180,15 @@ func count(value any) (int, string, error) {
 		return 0, "", fmt.Errorf("%v: want a whole number from 1 to %d", value, maxEvents)
 	}
 	return int(n), note, nil
+}
+
+// parts reads into how many parts a site is divided.
+func parts(value any) (int, string, error) {
+	n, note, err := count(value)
+	if err == nil && n > mail.Slots {
+		return 0, "", fmt.Errorf("%v: want a whole number from 1 to %d", value, mail.Slots)
+	}
+	return n, note, err
 }
 
 func rate(value any) (Rate, string, error) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/retry"
 )
 
@@ -88,6 +89,28 @@ func (r Rate) Slower(other Rate) Rate {
 		slow.Burst = burst
 	}
 	return slow
+}
+
+// Portion returns the rate of one part of a site; see Limits.Portion. The
+// period stays.
+func (r Rate) Portion(p mail.Portion) Rate {
+	if r.IsUnlimited() {
+		return r
+	}
+	r.Events = max(p.Count(r.Events), 1)
+	if r.Burst > 0 {
+		r.Burst = max(p.Count(r.Burst), 1)
+	}
+	return r
+}
+
+// MostParts returns into how many parts the rate can be divided with something
+// for all.
+func (r Rate) MostParts() int {
+	if r.IsUnlimited() {
+		return mail.Slots
+	}
+	return r.Events
 }
 
 func (r Rate) perSecond() float64 { return float64(r.Events) / r.Period.Seconds() }

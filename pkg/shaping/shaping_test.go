@@ -131,14 +131,14 @@ func TestLayersOfSources(t *testing.T) {
 		want  shaping.Limits
 	}{
 		{"no source: provider, site and domain", shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test")},
-			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10}},
+			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10, Homes: 1}},
 		{"a source without blocks", shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test"), Source: "cold"},
-			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10}},
+			shaping.Limits{Connections: 20, ConnectionRate: rate(40, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 50, Ready: 10, Homes: 1}},
 		{"the source of a provider is below its site and domain, theirs are above all",
 			shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test"), Source: "warm"},
-			shaping.Limits{Connections: 30, ConnectionRate: rate(60, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 70, Ready: 11}},
+			shaping.Limits{Connections: 30, ConnectionRate: rate(60, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 70, Ready: 11, Homes: 1}},
 		{"a provider bounds the site that is named after it", shaping.Query{Site: "provider:big", Source: "warm"},
-			shaping.Limits{Connections: 3, ConnectionRate: rate(30, time.Second), MessageRate: rate(200, time.Minute), MessagesPerConnection: 100, Ready: 11}},
+			shaping.Limits{Connections: 3, ConnectionRate: rate(30, time.Second), MessageRate: rate(200, time.Minute), MessagesPerConnection: 100, Ready: 11, Homes: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if diff := cmp.Diff(c.want, s.For(c.query).Limits); diff != "" {
@@ -187,6 +187,7 @@ func TestWithoutFileTheEnvironmentCounts(t *testing.T) {
 		MessageRate:           shaping.Rate{Events: 100, Period: time.Second},
 		MessagesPerConnection: 100,
 		Ready:                 1000,
+		Homes:                 1,
 	}
 	if diff := cmp.Diff(want, v.Limits); diff != "" {
 		t.Error(diff)

@@ -18,6 +18,7 @@ type Limits struct {
 	MessageRate           Rate // max_message_rate
 	MessagesPerConnection int  // max_deliveries_per_connection, 1 or more
 	Ready                 int  // max_ready: requests of the site held in memory, 1 or more
+	Homes                 int  // homes: parts of the site, each with a home of its own, 1 to mail.Slots
 }
 
 // Shared is a limit that mail counts against besides Limits: all mail of a
@@ -71,6 +72,7 @@ func defaults() Values {
 			MessageRate:           Rate{Events: 100, Period: time.Second},
 			MessagesPerConnection: 100,
 			Ready:                 1000,
+			Homes:                 1,
 		},
 		RecipientsPerTransaction: 100,
 		IdleTimeout:              15 * time.Second,
@@ -90,7 +92,22 @@ func (l Limits) Stricter(other Limits) Limits {
 		MessageRate:           l.MessageRate.Slower(other.MessageRate),
 		MessagesPerConnection: min(l.MessagesPerConnection, other.MessagesPerConnection),
 		Ready:                 min(l.Ready, other.Ready),
+		Homes:                 min(l.Homes, other.Homes),
 	}
+}
+
+// Portion returns the limits of one part of a site. A part that would get
+// nothing of a limit gets one: see MostParts.
+func (l Limits) Portion(p mail.Portion) Limits {
+	l.Connections = max(p.Count(l.Connections), 1)
+	l.ConnectionRate, l.MessageRate = l.ConnectionRate.Portion(p), l.MessageRate.Portion(p)
+	return l
+}
+
+// MostParts returns into how many parts the limits can be divided with
+// something of each for all.
+func (l Limits) MostParts() int {
+	return min(l.Connections, l.ConnectionRate.MostParts(), l.MessageRate.MostParts())
 }
 
 // draft is Values while the layers are laid over each other.

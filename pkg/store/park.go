@@ -31,7 +31,7 @@ ON CONFLICT (domain, site, rule) DO UPDATE SET route = excluded.route, expires_a
 WHERE parked_routes.expires_at <= excluded.expires_at`
 
 // Park lays recipients aside by their site, with their route, until the home
-// of the site pulls them. Worker 0 parks recipients that nobody claimed;
+// of that part of the site pulls them. Worker 0 parks recipients that nobody claimed;
 // another worker parks its own claims. Each request keeps only the
 // recipients that were parked.
 func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
@@ -45,7 +45,7 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	parked, err := s.fenced(ctx, reqs, fencedStatement{"park", parkRows, 10, func(x *exchange, rows []fencedRow) {
 		x.fences(owner, rows)
 		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
-		x.array(pgtype.Int2OID, len(rows), func(i int) { x.int2(rows[i].site.Slot()) })
+		x.array(pgtype.Int2OID, len(rows), func(i int) { x.int2(rows[i].req.Slot()) })
 		x.int4s(len(rows), func(i int) int32 { return rows[i].req.Route.Rule })
 		x.texts(len(rows), func(i int) string { return rows[i].req.Route.Pool })
 		x.texts(len(rows), func(i int) string { return rows[i].req.Message.Tenant })

@@ -38,20 +38,20 @@ const parkedFlows = `WITH RECURSIVE flow AS (
         LIMIT 1) next)
 SELECT f.priority, f.pool, f.tenant, f.campaign FROM flow f LIMIT $8`
 
-// ParkedFlows returns up to limit of the flows that are parked for a site, the
-// highest priority first, those after a given one if that is not nil.
-func (s *Store) ParkedFlows(ctx context.Context, site mail.Site, after *Flow, limit int) ([]Flow, error) {
+// ParkedFlows returns up to limit of the flows that are parked for a part of a
+// site, the highest priority first, those after a given one if that is not nil.
+func (s *Store) ParkedFlows(ctx context.Context, of ParkedSite, after *Flow, limit int) ([]Flow, error) {
 	from := Flow{}
 	if after != nil {
 		from = *after
 	}
-	rows, err := s.plain.Query(ctx, parkedFlows, site.Slot(), site, after != nil, from.Priority, from.Pool, from.Tenant, from.Campaign, limit)
+	rows, err := s.plain.Query(ctx, parkedFlows, of.Slot, of.Site, after != nil, from.Priority, from.Pool, from.Tenant, from.Campaign, limit)
 	if err != nil {
-		return nil, fmt.Errorf("parked flows of %s: %w", site, err)
+		return nil, fmt.Errorf("parked flows of %s: %w", of.Site, err)
 	}
 	flows, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Flow])
 	if err != nil {
-		return nil, fmt.Errorf("parked flows of %s: %w", site, err)
+		return nil, fmt.Errorf("parked flows of %s: %w", of.Site, err)
 	}
 	return flows, nil
 }
@@ -100,9 +100,9 @@ JOIN messages m ON m.queue_id = c.queue_id
 WHERE c.route IS NOT NULL
 ORDER BY m.priority DESC, m.queue_id, c.recipient_no`
 
-// Pull claims parked recipients of a site: of each flow its share, the oldest
-// first.
-func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, shares []Share) ([]*mail.DeliveryRequest, error) {
+// Pull claims parked recipients of a part of a site: of each flow its share,
+// the oldest first.
+func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, of ParkedSite, shares []Share) ([]*mail.DeliveryRequest, error) {
 	var priorities []int16
 	var pools, tenants, campaigns []string
 	var counts []int
@@ -111,9 +111,9 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, 
 		pools, tenants, campaigns = append(pools, sh.Pool), append(tenants, sh.Tenant), append(campaigns, sh.Campaign)
 		counts = append(counts, sh.Recipients)
 	}
-	rows, err := s.plain.Query(ctx, pullRows, worker, site, priorities, pools, tenants, campaigns, counts, site.Slot())
+	rows, err := s.plain.Query(ctx, pullRows, worker, of.Site, priorities, pools, tenants, campaigns, counts, of.Slot)
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", site, err)
+		return nil, fmt.Errorf("pull %s: %w", of.Site, err)
 	}
 	routes := map[string]*mail.Route{}
 	var reqs []*mail.DeliveryRequest
@@ -134,11 +134,13 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, site mail.Site, 
 			reqs[n-1].Recipients = append(reqs[n-1].Recipients, p)
 			return nil
 		}
-		reqs = append(reqs, &mail.DeliveryRequest{Message: m, Route: route, Recipients: []mail.Pending{p}})
+		req := &mail.DeliveryRequest{Message: m, Route: route, Recipients: []mail.Pending{p}}
+		req.SetSlot(of.Slot)
+		reqs = append(reqs, req)
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", site, err)
+		return nil, fmt.Errorf("pull %s: %w", of.Site, err)
 	}
 	return reqs, nil
 }

@@ -11,10 +11,14 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 )
 
+// whole is where a site is parked that is not divided.
+func whole(site mail.Site) store.ParkedSite { return store.ParkedSite{Site: site, Slot: site.Slot()} }
+
 // pull claims up to so many parked recipients of each flow of a site.
 func (f *fixture) pull(t *testing.T, worker mail.WorkerID, site mail.Site, each int) []*mail.DeliveryRequest {
 	t.Helper()
-	flows, err := f.ParkedFlows(t.Context(), site, nil, 100)
+	of := whole(site)
+	flows, err := f.ParkedFlows(t.Context(), of, nil, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,7 +26,7 @@ func (f *fixture) pull(t *testing.T, worker mail.WorkerID, site mail.Site, each 
 	for _, flow := range flows {
 		shares = append(shares, store.Share{Flow: flow, Recipients: each})
 	}
-	requests, err := f.Pull(t.Context(), worker, site, shares)
+	requests, err := f.Pull(t.Context(), worker, of, shares)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +64,7 @@ func TestFlowsArePulledByTheirShares(t *testing.T) {
 	if err := f.Park(t.Context(), 0, reqs); err != nil {
 		t.Fatal(err)
 	}
-	got, err := f.ParkedFlows(t.Context(), r.Site, nil, 1000)
+	got, err := f.ParkedFlows(t.Context(), whole(r.Site), nil, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +72,7 @@ func TestFlowsArePulledByTheirShares(t *testing.T) {
 		t.Error(diff)
 	}
 	for i := range want {
-		got, err := f.ParkedFlows(t.Context(), r.Site, &want[i], 2)
+		got, err := f.ParkedFlows(t.Context(), whole(r.Site), &want[i], 2)
 		if err != nil || !slices.Equal(got, want[i+1:min(i+3, len(want))]) {
 			t.Errorf("behind flow %d: %+v, %v", i, got, err)
 		}

@@ -128,7 +128,7 @@ func TestParkAndPull(t *testing.T) {
 	if err != nil || len(sites) != 1 || sites[0].Site != r.Site {
 		t.Fatalf("parked sites %+v, %v", sites, err)
 	}
-	flows, err := f.ParkedFlows(t.Context(), r.Site, nil, 10)
+	flows, err := f.ParkedFlows(t.Context(), whole(r.Site), nil, 10)
 	if err != nil || len(flows) != 2 || flows[0].Priority != 5 || flows[1].Priority != 0 {
 		t.Fatalf("flows %+v, %v, want the urgent one, then the other", flows, err)
 	}
@@ -412,7 +412,7 @@ func TestSites(t *testing.T) {
 	if got, want := one[int16](t, f, "SELECT site_slot($1)", string(site)), site.Slot(); got != want {
 		t.Errorf("site_slot in SQL is %d, in Go %d", got, want)
 	}
-	if err := f.SaveSites(t.Context(), []store.SiteState{{Site: site, State: []byte("warm")}}); err != nil {
+	if err := f.SaveSites(t.Context(), []store.SiteState{{Site: site, Slot: site.Slot(), State: []byte("warm")}}); err != nil {
 		t.Fatal(err)
 	}
 	f.exec(t, "SELECT suspend_site($1, '1 hour', 'they asked')", string(site))
@@ -420,7 +420,7 @@ func TestSites(t *testing.T) {
 	if err != nil || len(states) != 1 || string(states[0].State) != "warm" || states[0].SuspendedUntil.IsZero() {
 		t.Fatalf("states %+v, %v", states, err)
 	}
-	if s, err := f.Suspended(t.Context(), []int16{site.Slot()}); err != nil || len(s) != 1 || s[0].SuspendReason != "they asked" {
+	if s, err := f.Suspended(t.Context()); err != nil || len(s) != 1 || s[0].SuspendReason != "they asked" {
 		t.Fatalf("suspended %+v, %v", s, err)
 	}
 	if n := one[int](t, f, "SELECT resume_site($1)", string(site)); n != 1 {

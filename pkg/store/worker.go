@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -261,9 +263,11 @@ func workersBy(ctx context.Context, tx pgx.Tx, q string, grace time.Duration) ([
 	return pgx.CollectRows(rows, pgx.RowTo[mail.WorkerID])
 }
 
-// SiteState is what a home saves of a site for the next home.
+// SiteState is what a home saves of a site, or of the part of it that lives in
+// a slot, for the next home.
 type SiteState struct {
 	Site           mail.Site
+	Slot           int16
 	State          []byte        // opaque to the store
 	Age            time.Duration // since it was saved, by the clock of Postgres; not younger than what it says
 	SuspendedUntil time.Time
@@ -272,21 +276,34 @@ type SiteState struct {
 
 // SaveSites keeps the state of sites; suspensions are left as they are.
 func (s *Store) SaveSites(ctx context.Context, states []SiteState) error {
-	const q = `INSERT INTO sites (site, slot, state)
+	const first = `INSERT INTO sites (site, slot, state)
 SELECT * FROM unnest($1::text[], $2::smallint[], $3::bytea[])
 ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
+	const others = `INSERT INTO site_parts (site, slot, state)
+SELECT * FROM unnest($1::text[], $2::smallint[], $3::bytea[])
+ON CONFLICT (site, slot) DO UPDATE SET state = excluded.state, saved_at = now()`
+	// A crash must not lose it: the next home would count too little.
+	isFirst := func(st SiteState) bool { return st.Slot == st.Site.Slot() }
+	isOther := func(st SiteState) bool { return !isFirst(st) }
+	return errors.Join(s.saveParts(ctx, first, keepIf(states, isFirst)), s.saveParts(ctx, others, keepIf(states, isOther)))
+}
+
+func keepIf[T any](all []T, wanted func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(t T) bool { return !wanted(t) })
+}
+
+func (s *Store) saveParts(ctx context.Context, q string, states []SiteState) error {
+	if len(states) == 0 {
+		return nil
+	}
 	var sites []string
 	var slots []int16
 	var blobs [][]byte
 	for _, st := range states {
 		sites = append(sites, string(st.Site))
-		slots = append(slots, st.Site.Slot())
+		slots = append(slots, st.Slot)
 		blobs = append(blobs, st.State)
 	}
-	if len(sites) == 0 {
-		return nil
-	}
-	// A crash must not lose it: the next home would count too little.
 	if _, err := s.plain.Exec(ctx, q, sites, slots, blobs); err != nil {
 		return fmt.Errorf("save sites: %w", err)
 	}
@@ -296,7 +313,8 @@ ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
 // ForgetSites removes what was saved of sites that nothing has gone to for a
 // month, unless they are suspended.
 func (s *Store) ForgetSites(ctx context.Context) (forgotten int64, err error) {
-	const q = `DELETE FROM sites
+	const q = `WITH parts AS (DELETE FROM site_parts WHERE saved_at < now() - interval '30 days')
+DELETE FROM sites
 WHERE saved_at < now() - interval '30 days' AND (suspended_until IS NULL OR suspended_until < now())`
 	tag, err := s.plain.Exec(ctx, q)
 	if err != nil {
@@ -305,28 +323,36 @@ WHERE saved_at < now() - interval '30 days' AND (suspended_until IS NULL OR susp
 	return tag.RowsAffected(), nil
 }
 
-// LoadSites returns what is known of the sites in the given slots.
+// LoadSites returns what is known of the sites, and of the parts of divided
+// ones, in the given slots.
 func (s *Store) LoadSites(ctx context.Context, slots []int16) ([]SiteState, error) {
-	const q = `SELECT site, state, now() - saved_at, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason
-FROM sites WHERE slot = ANY ($1)`
+	const q = `SELECT site, slot, state, now() - saved_at, CASE WHEN suspended_until > now() THEN suspended_until END, suspend_reason
+FROM sites WHERE slot = ANY ($1)
+UNION ALL
+SELECT d.site, part.slot, p.state, coalesce(now() - p.saved_at, '0'), CASE WHEN s.suspended_until > now() THEN s.suspended_until END, coalesce(s.suspend_reason, '')
+FROM divisions d
+CROSS JOIN LATERAL (SELECT unnest(d.slots) UNION SELECT unnest(d.next)) part (slot)
+LEFT JOIN site_parts p ON p.site = d.site AND p.slot = part.slot
+LEFT JOIN sites s ON s.site = d.site
+WHERE part.slot = ANY ($1) AND part.slot <> d.slots[1] AND (p.site IS NOT NULL OR s.suspended_until > now())`
 	return s.collectSites(ctx, q, slots)
 }
 
-// Suspended returns the sites in the given slots that are suspended now.
-func (s *Store) Suspended(ctx context.Context, slots []int16) ([]SiteState, error) {
-	const q = `SELECT site, NULL::bytea, now() - saved_at, suspended_until, suspend_reason
-FROM sites WHERE slot = ANY ($1) AND suspended_until > now()`
-	return s.collectSites(ctx, q, slots)
+// Suspended returns the sites that are suspended now.
+func (s *Store) Suspended(ctx context.Context) ([]SiteState, error) {
+	const q = `SELECT site, slot, NULL::bytea, now() - saved_at, suspended_until, suspend_reason
+FROM sites WHERE suspended_until > now()`
+	return s.collectSites(ctx, q)
 }
 
-func (s *Store) collectSites(ctx context.Context, q string, slots []int16) ([]SiteState, error) {
-	rows, err := s.plain.Query(ctx, q, slots)
+func (s *Store) collectSites(ctx context.Context, q string, args ...any) ([]SiteState, error) {
+	rows, err := s.plain.Query(ctx, q, args...)
 	if err != nil {
 		return nil, fmt.Errorf("load sites: %w", err)
 	}
 	states, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (st SiteState, err error) {
 		var until *time.Time
-		err = row.Scan(&st.Site, &st.State, &st.Age, &until, &st.SuspendReason)
+		err = row.Scan(&st.Site, &st.Slot, &st.State, &st.Age, &until, &st.SuspendReason)
 		if until != nil {
 			st.SuspendedUntil = *until
 		}

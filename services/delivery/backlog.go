@@ -18,7 +18,8 @@ const (
 
 // backlog is what a site knows of its mail in Postgres. The site guards it.
 type backlog struct {
-	parked  bool // more may wait in Postgres
+	parked  bool  // more may wait in Postgres
+	from    int16 // the slot in which: that of another part, when ours has none
 	pulling bool
 	behind  map[flow]bool  // flows that have parked mail, as far as is known
 	low     map[string]int // by pool: as few held have more pulled

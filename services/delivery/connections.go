@@ -20,29 +20,34 @@ func (s *site) targets(route *mail.Route) []target {
 
 // connecting asks for one more connection of the same session, after another
 // address failed. It returns when to ask again; zero means now, and that the
-// connection counts.
-func (l *lane) connecting() time.Time {
+// connection counts. False means never: the part of the site is served
+// elsewhere.
+func (l *lane) connecting() (at time.Time, may bool) {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
 	now := time.Now()
 	if l.site.home.tenure.left() <= 0 || l.site.tooMuchUnsaved(now) {
-		return now.Add(saveTick)
+		return now.Add(saveTick), true
+	}
+	if l.closed || l.site.whole.closed {
+		l.site.breaker.probing = false
+		return now, false
 	}
 	windows := [2]*pace.Window{&l.connections, &l.site.whole.connections}
 	for _, w := range windows {
 		at, ok := w.Next(now)
 		if !ok {
-			return now.Add(time.Second)
+			return now.Add(time.Second), true
 		}
 		if at.After(now) {
-			return at
+			return at, true
 		}
 	}
 	for _, w := range windows {
 		w.Begin(now)
 	}
 	l.site.note(now)
-	return time.Time{}
+	return time.Time{}, true
 }
 
 // connectionSeen says that an attempt to connect has ended, with a greeting or
@@ -128,6 +133,6 @@ func (s *site) abandon() {
 func (l *lane) servesOn(used int) bool {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
-	return used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen &&
+	return !l.closed && !l.site.whole.closed && used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen &&
 		l.site.openIsFair(len(l.site.sessions))
 }

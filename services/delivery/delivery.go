@@ -81,9 +81,12 @@ type worker struct {
 	sources     atomic.Pointer[sources]
 	egressKey   string
 
-	mu    sync.Mutex // guards all below
-	slots [mail.Slots]slot
-	sites map[mail.Site]*site
+	mu        sync.Mutex // guards all below
+	slots     [mail.Slots]slot
+	sites     map[sitePart]*site
+	divisions mail.Divisions
+
+	dividing sync.Mutex // makes reads of the divisions one after another
 }
 
 // Run relays mail until ctx is done, and returns nil when what was in
@@ -114,7 +117,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			tls:         &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessionsKept)},
 			broken:      &brokenTLS{store: db},
 			tlsReports:  newTLSReports(db),
-			sites:       map[mail.Site]*site{},
+			sites:       map[sitePart]*site{},
 		}
 		w.claims = newBatcher(claimBatch, 0, w.claim)
 		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
@@ -181,6 +184,7 @@ func (w *worker) live(ctx context.Context) error {
 	take(w.followShaping)
 	take(w.broken.run)
 	take(w.tlsReports.run)
+	take(w.runDivisions)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {

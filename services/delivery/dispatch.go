@@ -19,7 +19,7 @@ func (s *site) dispatch() {
 // mayBegin reports whether one more transaction may begin now, as far as it
 // does not depend on the lane.
 func (s *site) mayBegin(now time.Time) bool {
-	if s.stopped || now.Before(s.suspendedUntil) || !s.mayHold() {
+	if s.closed() || s.whole.closed || now.Before(s.suspendedUntil) || !s.mayHold() {
 		return false
 	}
 	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
@@ -169,7 +169,7 @@ func (s *site) wakeAt(at time.Time) {
 
 func (s *site) setWakeUp() {
 	switch {
-	case s.wake.IsZero() || s.stopped:
+	case s.wake.IsZero() || s.closed():
 	case s.wakeUp == nil:
 		s.wakeUp = time.AfterFunc(time.Until(s.wake), s.kick)
 	default:
@@ -197,7 +197,7 @@ func (s *site) dismissAll() {
 func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped || ss.lane.over(ss) {
+	if s.closed() || ss.lane.over(ss) {
 		return 0, false
 	}
 	ss.lane.idle = append(ss.lane.idle, ss)

@@ -17,7 +17,8 @@
 // A process lives as a worker: it registers, renews its leases every 0.4 s,
 // and is the home of its fair share of 64 slots. Sites hash into slots, so
 // each site has one home at a time, and its connections and limits live in
-// one memory. A request for a site goes this way:
+// one memory. A hot site may be divided into parts (division.go), each in a
+// slot, with its portion of the limits. A request for a site goes this way:
 //
 //	receive   frame from the bus: claimed, or parked where there is no room,
 //	          or passed on to the home of its slot            intake.go
@@ -53,7 +54,7 @@
 // # Writes
 //
 // recipients (claims, dispatched, outcomes), attempts, reports, routes,
-// workers, slots, sites, measures.
+// workers, slots, sites, divisions, site_parts, measures.
 //
 // # Standards
 //
@@ -126,8 +127,7 @@
 //
 // More sites that crawl than there are connections hold all of them.
 //
-// A site has one home, however much mail it has. Whether its breaker was open
-// is found out anew by the next one.
+// Whether the breaker of a site was open is found out anew by its next home.
 //
 // Where a pull fails so that nobody knows whether it was committed, the
 // worker ends its life to give back its claims; transactions in progress get

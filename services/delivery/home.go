@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -265,9 +266,13 @@ func (h *homes) take(n int) error {
 	if len(taken) == 0 {
 		return nil
 	}
+	// What other parts were told of these slots was said before they were taken.
+	if err := h.readDivisions(ctx); err != nil {
+		return err // the next renewal releases the slots
+	}
 	states, err := h.store.LoadSites(ctx, taken)
 	if err != nil {
-		return err // the next renewal releases the slots
+		return err
 	}
 	h.welcome(taken, before, states)
 	h.announce(len(taken))
@@ -321,9 +326,13 @@ func (h *homes) drain(dead mail.WorkerID) {
 	})
 }
 
-// quietest returns n of the slots, those with the fewest open connections.
+// quietest returns n of the slots: those with parts of sites of which other
+// homes should have some, else those with the fewest open connections.
 func (h *homes) quietest(slots []int16, n int) []int16 {
 	open := map[int16]int{}
+	for _, slot := range h.crowded(slots, len(h.live)) {
+		open[slot] -= math.MaxInt32
+	}
 	for _, s := range h.sitesIn(slots) {
 		s.mu.Lock()
 		open[s.slot] += len(s.sessions)

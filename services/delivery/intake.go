@@ -47,7 +47,7 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 		if len(r.Recipients) == 0 {
 			continue
 		}
-		s := w.siteOf(r.Route.Site)
+		s := w.siteFor(r)
 		if s == nil {
 			strangers = append(strangers, r)
 			continue
@@ -196,7 +196,7 @@ func (w *worker) passOn(ctx context.Context, requests []*mail.DeliveryRequest) (
 	}
 	by := map[mail.WorkerID][]*mail.DeliveryRequest{}
 	for _, r := range requests {
-		home := homes[r.Route.Site.Slot()]
+		home := homes[r.Slot()]
 		if !home.Live || home.Worker == w.id {
 			homeless = append(homeless, r)
 			continue

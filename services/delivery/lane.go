@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/services/delivery/internal/adapt"
 	"github.com/postrider/postrider/services/delivery/internal/pace"
@@ -13,15 +14,19 @@ import (
 // lane is the way from one source to a site: the connections from there and
 // the limits that hold for them. The site guards it.
 type lane struct {
-	site   *site
-	source *source
-	limits shaping.Limits
+	site    *site
+	source  *source
+	full    shaping.Limits // of the site as a whole
+	limits  shaping.Limits // our portion of them
+	portion mail.Portion
+	closed  bool // our portion of a limit is none
 
 	messages    pace.Window
 	connections pace.Window
 	selection   shaping.Rate
-	warming     pace.Window // what selection and the warm-up of the source allow
-	warmedOn    int64       // the day that it holds for
+	fullWarming shaping.Rate // what selection and the warm-up of the source allow
+	warming     pace.Window  // our portion of that
+	warmedOn    int64        // the day that it holds for
 	concurrency pace.Concurrency
 	open        int        // sessions, those that still connect too
 	idle        []*session // greeted sessions without work, longest idle first
@@ -53,23 +58,26 @@ const (
 
 // whole is the limits that all lanes of a site share, and what they count.
 type whole struct {
+	full        shaping.Limits // of the site; only connections and messages count
 	messages    pace.Window
 	connections pace.Window
 	maxOpen     int
+	closed      bool // our portion is none
 }
 
 // share sets the limits that the values of a site have by name, for all of its
-// sources.
-func (w *whole) share(limits []shaping.Shared) {
-	w.maxOpen = math.MaxInt
-	rate := shaping.Rate{}
+// sources, or our portion of them.
+func (w *whole) share(limits []shaping.Shared, p mail.Portion) {
+	w.full = shaping.Limits{Connections: math.MaxInt}
 	for _, l := range limits {
 		if l.Connections > 0 {
-			w.maxOpen = min(w.maxOpen, l.Connections)
+			w.full.Connections = min(w.full.Connections, l.Connections)
 		}
-		rate = rate.Slower(l.MessageRate)
+		w.full.MessageRate = w.full.MessageRate.Slower(l.MessageRate)
 	}
-	w.messages.SetRate(rate)
+	w.maxOpen = p.Count(w.full.Connections)
+	w.messages.SetRate(w.full.MessageRate.Portion(p))
+	w.closed = w.maxOpen == 0 || leastOf(p, w.full.MessageRate) == 0
 }
 
 func (w *whole) idle(now time.Time) bool { return w.messages.Idle(now) && w.connections.Idle(now) }
@@ -86,13 +94,23 @@ func (s *site) lane(from *source) *lane {
 			return l
 		}
 	}
-	l := &lane{site: s, source: from, limits: s.limitsFrom(from.Name), selection: s.selectionOf(from.Name)}
+	l := &lane{site: s, source: from}
 	s.before.restoreSlow(l)
-	l.apply()
+	l.relimit(s.division.Before(s.slot)) // what our predecessor kept to counts in full
 	l.refresh(time.Now())
 	s.before.restore(l)
+	l.relimit(s.portion())
 	s.lanes = append(s.lanes, l)
 	return l
+}
+
+// relimit takes over what shaping says of the lane, and of that our portion.
+func (l *lane) relimit(p mail.Portion) {
+	l.portion = p
+	l.full, l.selection = l.site.limitsFrom(l.source.Name), l.site.selectionOf(l.source.Name)
+	l.limits = l.full.Portion(p)
+	l.warm(time.Now())
+	l.fit()
 }
 
 func (l *lane) apply() {
@@ -159,7 +177,7 @@ func (l *lane) mayBegin(now time.Time) bool {
 		l.site.wakeAt(l.heldUntil)
 		return false
 	}
-	if l.source.reach == 0 {
+	if l.source.reach == 0 || l.closed {
 		return false
 	}
 	if l.isStale(now) {

@@ -135,7 +135,7 @@ func (s *site) shareLimits(all []shaping.Values) {
 			}
 		}
 	}
-	s.whole.share(s.shared)
+	s.whole.share(s.shared, s.portion())
 }
 
 func (s *site) sharesAll(name string) bool {
@@ -145,7 +145,11 @@ func (s *site) sharesAll(name string) bool {
 // fit applies the limits, and ends idle connections that are too many.
 func (l *lane) fit() {
 	l.apply()
-	if over := l.open - l.allowed().Connections; over > 0 {
+	over := l.open - l.allowed().Connections
+	if l.closed {
+		over = l.open
+	}
+	if over > 0 {
 		l.dismiss(min(over, len(l.idle)))
 	}
 }

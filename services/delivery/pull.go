@@ -20,6 +20,8 @@ const (
 	forgetEvery = 5 * time.Second
 	// pullBatch bounds one pull.
 	pullBatch = 500
+	// maxMoves is how many batches of parked mail one look hands on.
+	maxMoves = 10
 	// pullers is how many pulls may be under way.
 	pullers = 2
 )
@@ -37,7 +39,7 @@ func (s *site) pullNow() { s.orderPull(time.Now()) }
 
 // orderPull has what is parked looked at, and pulled as there is room.
 func (s *site) orderPull(now time.Time) {
-	if !s.parked || s.pulling || s.stopped || now.Before(s.suspendedUntil) {
+	if !s.parked || s.pulling || s.closed() || now.Before(s.suspendedUntil) {
 		return
 	}
 	if may, at := s.breaker.mayTry(now); !may {
@@ -69,7 +71,8 @@ func (w *worker) carryOut(ctx context.Context, s *site) error {
 	// A pull that has begun is finished: half of one is not known to anybody.
 	within, cancel := context.WithTimeout(w.keep, storeWithin)
 	defer cancel()
-	flows, whole, err := w.flows(within, s)
+	from := s.parkedPart()
+	flows, whole, err := w.flows(within, s, from)
 	if err != nil {
 		s.pulled(nil, nil, false)
 		slog.Warn("parked flows not read", "worker_id", w.id, "site", s.name, "error", err)
@@ -87,10 +90,11 @@ func (w *worker) carryOut(ctx context.Context, s *site) error {
 		wanted[i] = store.Share{Flow: sh.parked, Recipients: sh.n}
 		reserved[i] = places{sh.flow, sh.n}
 	}
-	requests, err := w.store.Pull(within, w.id, s.name, wanted)
+	requests, err := w.store.Pull(within, w.id, from, wanted)
 	var jobs []*job
 	got := map[flow]int{}
 	for _, r := range requests {
+		r.SetSlot(s.slot)
 		v := w.values(r)
 		s.learn(r, v)
 		split := w.split(r, v.RecipientsPerTransaction)
@@ -117,8 +121,8 @@ func (w *worker) carryOut(ctx context.Context, s *site) error {
 
 // flows returns the flows that are parked for a site: all, or where there are
 // many those of the highest priorities, and others by turns.
-func (w *worker) flows(ctx context.Context, s *site) (flows []store.Flow, whole bool, err error) {
-	flows, err = w.store.ParkedFlows(ctx, s.name, nil, maxFlows)
+func (w *worker) flows(ctx context.Context, s *site, from store.ParkedSite) (flows []store.Flow, whole bool, err error) {
+	flows, err = w.store.ParkedFlows(ctx, from, nil, maxFlows)
 	if err != nil || len(flows) < maxFlows {
 		return flows, err == nil, err
 	}
@@ -127,7 +131,7 @@ func (w *worker) flows(ctx context.Context, s *site) (flows []store.Flow, whole 
 	if s.cursor != nil {
 		after = s.cursor
 	}
-	more, err := w.store.ParkedFlows(ctx, s.name, after, maxFlows)
+	more, err := w.store.ParkedFlows(ctx, from, after, maxFlows)
 	s.cursor = nil
 	if len(more) == maxFlows {
 		s.cursor = &more[len(more)-1]
@@ -172,7 +176,7 @@ func (w *worker) runLook(ctx context.Context) error {
 		if len(slots) == 0 {
 			continue
 		}
-		if err := w.lookForSuspended(ctx, slots, suspended); err != nil && ctx.Err() == nil {
+		if err := w.lookForSuspended(ctx, suspended); err != nil && ctx.Err() == nil {
 			slog.Warn("suspensions not read", "worker_id", w.id, "error", err)
 		}
 		if err := w.lookForParked(ctx, slots); err != nil && ctx.Err() == nil {
@@ -182,17 +186,40 @@ func (w *worker) runLook(ctx context.Context) error {
 }
 
 func (w *worker) lookForParked(ctx context.Context, slots []int16) error {
-	parked, err := w.store.ParkedSites(ctx, slots)
+	parked, err := w.store.ParkedSites(ctx, w.withSiblings(slots))
 	if err != nil {
 		return err
 	}
+	own := map[store.ParkedSite]bool{}
 	for _, p := range parked {
-		if s := w.siteOf(p.Site); s != nil {
-			s.mu.Lock()
-			s.parked = true
-			s.pullNow() // there may be flows that have nothing here yet
-			s.dispatch()
-			s.mu.Unlock()
+		own[p] = true
+	}
+	for _, p := range parked {
+		if !slices.Contains(slots, p.Slot) {
+			w.help(p, own)
+			continue
+		}
+		if d := w.divisionOf(p.Site); !d.Takes(p.Slot) {
+			if err := w.moveParked(ctx, p, d.Takers()); err != nil {
+				return err
+			}
+			continue
+		}
+		if s := w.siteOf(p.Site, p.Slot); s != nil {
+			s.found(p.Slot)
+			w.help(p, own)
+		}
+	}
+	return nil
+}
+
+// moveParked hands on what is parked in a slot in which its site has no part
+// any more, as much as a look may take time for.
+func (w *worker) moveParked(ctx context.Context, from store.ParkedSite, to []int16) error {
+	for range maxMoves {
+		moved, err := w.store.MoveParked(ctx, from, to)
+		if err != nil || moved == 0 {
+			return err
 		}
 	}
 	return nil
@@ -200,8 +227,8 @@ func (w *worker) lookForParked(ctx context.Context, slots []int16) error {
 
 // lookForSuspended applies the operators' suspensions, and ends those that
 // are over. known has the sites that were suspended at the last look.
-func (w *worker) lookForSuspended(ctx context.Context, slots []int16, known map[mail.Site]bool) error {
-	found, err := w.store.Suspended(ctx, slots)
+func (w *worker) lookForSuspended(ctx context.Context, known map[mail.Site]bool) error {
+	found, err := w.store.Suspended(ctx)
 	if err != nil {
 		return err
 	}
@@ -209,7 +236,7 @@ func (w *worker) lookForSuspended(ctx context.Context, slots []int16, known map[
 	for _, f := range found {
 		now[f.Site] = true
 		known[f.Site] = true
-		if s := w.siteOf(f.Site); s != nil {
+		for _, s := range w.partsOf(f.Site) {
 			w.layAside(s.suspend(f.SuspendedUntil))
 		}
 	}
@@ -218,7 +245,7 @@ func (w *worker) lookForSuspended(ctx context.Context, slots []int16, known map[
 			continue
 		}
 		delete(known, name)
-		if s := w.siteOf(name); s != nil {
+		for _, s := range w.partsOf(name) {
 			s.suspend(time.Time{})
 		}
 	}

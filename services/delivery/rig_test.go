@@ -160,9 +160,14 @@ func (r *rig) send(ctx context.Context, requests []*mail.DeliveryRequest) error 
 	if err != nil {
 		return err
 	}
+	divided, err := r.db.Divisions(ctx)
+	if err != nil {
+		return err
+	}
 	by := map[mail.WorkerID][]*mail.DeliveryRequest{}
 	for _, req := range requests {
-		home := homes[req.Route.Site.Slot()]
+		req.SetSlot(divided.SlotOf(req.Route.Site, req.Message.ID))
+		home := homes[req.Slot()]
 		if !home.Live {
 			home.Worker = 0
 		}

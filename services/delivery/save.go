@@ -109,7 +109,7 @@ func (s *site) save(clean bool) store.SiteState {
 	if err != nil {
 		panic(err) // a struct of numbers and times
 	}
-	return store.SiteState{Site: s.name, State: text}
+	return store.SiteState{Site: s.name, Slot: s.slot, State: text}
 }
 
 // saved says what became of the state that save returned.

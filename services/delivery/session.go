@@ -227,8 +227,9 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.settleAll(answer, v)
 			return false
 		}
-		if i > 0 || retry.again() {
-			a.waitToConnect(ctx)
+		if (i > 0 || retry.again()) && !a.waitToConnect(ctx) {
+			a.putBack(j)
+			return false
 		}
 		o := a.tlsOptions(t.addr, retry)
 		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
@@ -314,8 +315,13 @@ func (a *attempt) putDownAll(o outage) {
 }
 
 // waitToConnect waits until the connection rate of the site allows one more.
-func (a *attempt) waitToConnect(ctx context.Context) {
-	for at := a.lane.connecting(); !at.IsZero() && ctx.Err() == nil; at = a.lane.connecting() {
+// False means that none will be.
+func (a *attempt) waitToConnect(ctx context.Context) bool {
+	for {
+		at, may := a.lane.connecting()
+		if !may || at.IsZero() || ctx.Err() != nil {
+			return may
+		}
 		sleepUntil(ctx, at)
 	}
 }

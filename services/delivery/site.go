@@ -10,10 +10,10 @@ import (
 	"github.com/postrider/postrider/services/delivery/internal/adapt"
 )
 
-// site is everything that this process knows of one site while it is its
-// home: what waits, the lanes to it, what holds for all of them together.
-// There is one such value in the whole cluster at a time, so its limits need
-// no word with anybody.
+// site is everything that this process knows of one site, or of one part of a
+// divided one, while it is its home: what waits, the lanes to it, what holds
+// for all of them together. There is one such value in the whole cluster at a
+// time, so its limits, or its portion of them, need no word with anybody.
 //
 // Whatever changes it calls dispatch, which hands jobs to connections as far
 // as the limits allow. So nothing polls, and nothing waits for a limit but
@@ -23,12 +23,15 @@ type site struct {
 	slot int16
 	home *worker
 
-	mu          sync.Mutex // guards all below, the lanes too
-	limits      shaping.Limits
-	hosts       []mail.Host                 // of the first route; nil before
-	named       map[mail.Domain]*mail.Route // domains whose own block, or the site's, sets limits; with a route of theirs
-	idleTimeout time.Duration               // of connections without work
-	longest     time.Duration               // between probes of the breaker
+	mu           sync.Mutex // guards all below, the lanes too
+	division     mail.Division
+	crowdedSince time.Time                   // only runDivisions uses it
+	passive      bool                        // it has no part in the division that stays: nothing more goes out
+	limits       shaping.Limits              // of the site as a whole
+	hosts        []mail.Host                 // of the first route; nil before
+	named        map[mail.Domain]*mail.Route // domains whose own block, or the site's, sets limits; with a route of theirs
+	idleTimeout  time.Duration               // of connections without work
+	longest      time.Duration               // between probes of the breaker
 
 	ready  ready
 	coming int // jobs that have a place in ready and are being claimed or pulled
@@ -74,17 +77,25 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 	if s.hosts != nil && (known || !v.Named) {
 		return
 	}
-	first := s.hosts == nil
-	if first {
-		// Providers are told by the hosts, of which the name says nothing.
-		s.hosts = r.Route.Hosts
-	}
 	if v.Named {
 		s.named[domain] = r.Route
 	}
+	s.meet(r.Route.Hosts)
+}
+
+// meet takes over what shaping says of the site, now that its hosts are known.
+// Caller holds mu.
+func (s *site) meet(hosts []mail.Host) {
+	first := s.hosts == nil
+	if first {
+		// Providers are told by the hosts, of which the name says nothing.
+		s.hosts = hosts
+	}
 	s.relimit()
 	if first {
+		s.whole.share(s.shared, s.division.Before(s.slot))
 		s.before.restoreWhole(&s.whole)
+		s.whole.share(s.shared, s.portion())
 	}
 }
 
@@ -94,9 +105,7 @@ func (s *site) relimit() {
 	s.limits = limitsOf(all)
 	s.shareLimits(all)
 	for _, l := range s.lanes {
-		l.limits, l.selection = s.limitsFrom(l.source.Name), s.selectionOf(l.source.Name)
-		l.warm(time.Now())
-		l.fit()
+		l.relimit(s.portion())
 	}
 }
 
@@ -128,14 +137,14 @@ func (s *site) admit(request *mail.DeliveryRequest, f flow, v shaping.Values) (p
 	s.heed(request, v)
 	now := time.Now()
 	switch {
-	case s.stopped || now.Before(s.suspendedUntil):
+	case s.closed() || now.Before(s.suspendedUntil):
 	case s.breaker.isOpen():
 		o := s.outage
 		why = &o
 	default:
 		why = s.stranded(f.pool, now)
 	}
-	if why != nil || s.stopped || now.Before(s.suspendedUntil) || s.mustWait(f) {
+	if why != nil || s.closed() || now.Before(s.suspendedUntil) || s.mustWait(f) {
 		s.parkedOne(f)
 		return none, why
 	}
@@ -178,7 +187,7 @@ func (s *site) add(jobs []*job, reserved []places) (asides []aside, never []unse
 	for _, p := range reserved {
 		s.reserve(p, -1)
 	}
-	if s.stopped {
+	if s.closed() {
 		return []aside{{jobs: jobs}}, nil
 	}
 	var waits []*job
@@ -203,12 +212,16 @@ func (s *site) add(jobs []*job, reserved []places) (asides []aside, never []unse
 	return asides, never
 }
 
+// closed reports whether jobs are to be laid aside: the site has another home,
+// or this one has no part in it. Caller holds mu.
+func (s *site) closed() bool { return s.stopped || s.passive }
+
 // next puts a job back at the head, for a session that is about to ask for
 // one. It returns the job if the site has stopped.
 func (s *site) next(j *job) (refused []*job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped {
+	if s.closed() {
 		return []*job{j}
 	}
 	s.ready.again(j)

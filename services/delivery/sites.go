@@ -17,31 +17,47 @@ type slot struct {
 	saved   map[mail.Site]store.SiteState // by earlier homes, for sites not seen here yet
 }
 
-// siteOf returns the site of a request if its slot is ours, or nil.
-func (w *worker) siteOf(name mail.Site) *site {
+// sitePart is what a site goes by here: a divided one has a part in each of
+// its slots.
+type sitePart struct {
+	name mail.Site
+	slot int16
+}
+
+// siteOf returns the part of a site in a slot if that is ours, or nil.
+func (w *worker) siteOf(name mail.Site, slot int16) *site {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	in := &w.slots[name.Slot()]
+	return w.siteIn(name, slot)
+}
+
+// siteIn is siteOf for a caller that holds mu.
+func (w *worker) siteIn(name mail.Site, slot int16) *site {
+	in := &w.slots[slot]
 	if in.tenure != ours {
 		return nil
 	}
-	s := w.sites[name]
+	part := sitePart{name, slot}
+	s := w.sites[part]
 	if s == nil {
-		s = w.newSite(name, in)
-		w.sites[name] = s
+		s = w.newSite(part, in)
+		w.sites[part] = s
 	}
 	return s
 }
 
-// newSite makes the site with what earlier homes saved of it. Caller holds
-// mu.
-func (w *worker) newSite(name mail.Site, in *slot) *site {
+// newSite makes a part of a site with what earlier homes saved of it. Caller
+// holds mu.
+func (w *worker) newSite(part sitePart, in *slot) *site {
+	name := part.name
 	v := w.shaping.For(shaping.Query{Site: name})
 	s := &site{
-		name: name, slot: name.Slot(), home: w,
+		name: name, slot: part.slot, home: w, division: w.divisions.Of(name),
 		limits: v.Limits, named: map[mail.Domain]*mail.Route{}, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
 		turns: map[string]*turn{}, sessions: map[*session]bool{}, failures: failures{},
 	}
+	s.from = s.slot
+	s.passive = !s.division.Takes(s.slot)
 	s.relimit()
 	saved := in.saved[name]
 	delete(in.saved, name)
@@ -58,7 +74,7 @@ func (w *worker) welcome(slots []int16, before [mail.Slots]store.Home, states []
 		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), orderly: before[n].Left, saved: map[mail.Site]store.SiteState{}}
 	}
 	for _, st := range states {
-		if in := &w.slots[st.Site.Slot()]; in.tenure == ours {
+		if in := &w.slots[st.Slot]; in.tenure == ours {
 			in.saved[st.Site] = st
 		}
 	}
@@ -109,9 +125,9 @@ func (w *worker) stopSites(slots []int16) {
 func (w *worker) forgetStopped() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for name, s := range w.sites {
+	for part, s := range w.sites {
 		if w.slots[s.slot].tenure == away && !s.busy() {
-			delete(w.sites, name)
+			delete(w.sites, part)
 		}
 	}
 }
@@ -134,9 +150,9 @@ func (w *worker) slotsStillOpen() (open []int16) {
 func (w *worker) forgetQuiet() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for name, s := range w.sites {
+	for part, s := range w.sites {
 		if w.slots[s.slot].tenure == ours && s.quiet() {
-			delete(w.sites, name)
+			delete(w.sites, part)
 		}
 	}
 }

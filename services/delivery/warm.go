@@ -48,7 +48,9 @@ func (all *sources) warmUpRate(src *source, site mail.Site, now time.Time) (r sh
 func (l *lane) warm(now time.Time) (notYet bool) {
 	l.warmedOn = now.Unix() / int64(day/time.Second)
 	r, notYet := l.site.home.sources.Load().warmUpRate(l.source, l.site.name, now)
-	l.warming.SetRate(r.Slower(l.selection))
+	l.fullWarming = r.Slower(l.selection)
+	l.warming.SetRate(l.fullWarming.Portion(l.portion))
+	l.closed = least(l.portion, l.full) == 0 || leastOf(l.portion, l.fullWarming) == 0
 	return notYet
 }
 

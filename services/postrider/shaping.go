@@ -58,6 +58,8 @@ type shaped struct {
 	Hosts    []string         `json:"hosts"`
 	Source   string           `json:"source,omitempty"`
 	Provider string           `json:"provider,omitempty"`
+	Slots    []int16          `json:"slots"`
+	Next     []int16          `json:"next_slots,omitempty"`
 	Values   []shaping.Origin `json:"values"`
 	Shared   []shaping.Shared `json:"shared,omitempty"`
 	Rules    []shapedRule     `json:"rules,omitempty"`
@@ -137,6 +139,12 @@ func explainShaping(ctx context.Context, db *store.Store, domain mail.Domain, so
 	}
 	q := shaping.Query{Domain: domain, Site: site, Hosts: hosts, Source: source}
 	v := s.For(q)
+	divisions, err := db.Divisions(ctx)
+	if err != nil {
+		return e, err
+	}
+	d := divisions.Of(site)
+	e.Slots, e.Next = d.Slots, d.Next
 	e.Site, e.Provider, e.Values, e.Shared = string(site), v.Provider, s.Explain(q), v.Shared
 	for _, r := range v.Rules {
 		x := shapedRule{Block: r.Block, Trigger: "Immediate", For: span(r.Duration)}
@@ -154,10 +162,21 @@ func explainShaping(ctx context.Context, db *store.Store, domain mail.Domain, so
 	return e, nil
 }
 
+// slots says which slots the site lives in, each with its portion of the
+// limits.
+func (e shaped) slots() string {
+	text := strings.Trim(fmt.Sprint(e.Slots), "[]")
+	if e.Next != nil {
+		text += ", changing to " + strings.Trim(fmt.Sprint(e.Next), "[]")
+	}
+	return text
+}
+
 func (e shaped) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s goes to site %s\n", e.Domain, clean(e.Site))
 	fmt.Fprintf(w, "  hosts     %s\n", clean(strings.Join(e.Hosts, " ")))
-	fmt.Fprintf(w, "  provider  %s\n\n", orDash(clean(e.Provider)))
+	fmt.Fprintf(w, "  provider  %s\n", orDash(clean(e.Provider)))
+	fmt.Fprintf(w, "  slots     %s\n\n", e.slots())
 	t := newTable(w, "KEY", "VALUE", "SET BY", "IN")
 	for _, o := range e.Values {
 		t.row(o.Key, clean(o.Value), orDash(clean(o.Block)), clean(o.From))

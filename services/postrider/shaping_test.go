@@ -76,7 +76,7 @@ func TestShapingCommands(t *testing.T) {
 	l.fails("shaping rollback", "there is no earlier version", false)
 	l.ok("shaping apply "+file+" --note first", "version 1 holds")
 	l.ok("shaping show", "provider_connection_limit = 20")
-	out := l.ok("shaping explain corp.example --source new", "goes to site provider:big", "a.big.test b.big.test", "provider  big", "3/1h", "Suspend, SetConfig connection_limit 1")
+	out := l.ok("shaping explain corp.example --source new", "goes to site provider:big", "a.big.test b.big.test", "provider  big", "slots     ", "homes", "3/1h", "Suspend, SetConfig connection_limit 1")
 	for _, want := range [][]string{
 		{"connection_limit", "12", `"default"`, "version 1"}, {"max_message_rate", "5/1m", `provider."big".sources."new"`, "version 1"},
 		{"max_ready", "1000", "-", "default"}, {"data_timeout", "30s", `"default"`, "version 1"},

@@ -20,8 +20,9 @@
 // "*.example.com", then "*"), whose smart hosts are looked up by address; else
 // DNS, for MX records and the addresses of their hosts. Recipients of one
 // message whose domains have equal hosts, site and TLS level become one
-// delivery request. The site hashes to a slot, the slot has a home worker, and
-// the requests of a batch for one home leave as one frame.
+// delivery request. The site hashes to a slot, or is divided over several, the
+// slot has a home worker, and the requests of a batch for one home leave as one
+// frame.
 //
 // What DNS says decides, and only what it says definitely is permanent:
 //

@@ -115,7 +115,7 @@ type resolver struct {
 	shaping *shaping.Live
 	tracer  trace.Tracer
 	metrics metrics
-	homes   atomic.Pointer[[mail.Slots]store.Home]
+	homes   atomic.Pointer[homes]
 	routing atomic.Pointer[Table]
 
 	reading   sync.Mutex // makes reads of the routing table one after another; guards routingAt
@@ -178,13 +178,24 @@ func (r *resolver) refresh(ctx context.Context) error {
 	return r.refreshHomes(ctx)
 }
 
-// refreshHomes reads which worker is the home of each slot.
+// homes is where sites live, as of lately.
+type homes struct {
+	of      [mail.Slots]store.Home
+	divided mail.Divisions
+}
+
+// refreshHomes reads which worker is the home of each slot, and which sites
+// are divided over several.
 func (r *resolver) refreshHomes(ctx context.Context) error {
-	homes, err := r.db.SlotHomes(ctx)
+	of, err := r.db.SlotHomes(ctx)
 	if err != nil {
 		return fmt.Errorf("homes of the slots: %w", err)
 	}
-	r.homes.Store(&homes)
+	divided, err := r.db.Divisions(ctx)
+	if err != nil {
+		return err
+	}
+	r.homes.Store(&homes{of, divided})
 	return nil
 }
 

@@ -414,7 +414,7 @@ func TestNoHomeMeansParked(t *testing.T) {
 		return slices.Equal(w.states(t, sub), []string{"queued parked", "queued parked"})
 	})
 	wk := w.worker(t)
-	pulled, err := w.db.Pull(t.Context(), wk.id, providerSite, []store.Share{{Recipients: 10}})
+	pulled, err := w.db.Pull(t.Context(), wk.id, store.ParkedSite{Site: providerSite, Slot: mail.Site(providerSite).Slot()}, []store.Share{{Recipients: 10}})
 	if err != nil || !slices.Equal(describe(pulled), []string{providerSite + ": bob1@one.test"}) {
 		t.Fatalf("pulled %q, %v", describe(pulled), err)
 	}

@@ -20,14 +20,15 @@ func (r *resolver) send(ctx context.Context, w wave) error {
 	return errors.Join(r.publish(ctx, w.requests), r.settle(ctx, w.settlements))
 }
 
-// publish hands each request to the home of its site, one frame per home,
-// and parks those that have none or cannot be published.
+// publish hands each request to the home of its site, or of one part of it,
+// one frame per home, and parks those that have none or cannot be published.
 func (r *resolver) publish(ctx context.Context, requests []*mail.DeliveryRequest) error {
 	homes := r.homes.Load()
 	byWorker := map[mail.WorkerID][]*mail.DeliveryRequest{}
 	var homeless []*mail.DeliveryRequest
 	for _, request := range requests {
-		if home := homes[request.Route.Site.Slot()]; home.Live {
+		request.SetSlot(homes.divided.SlotOf(request.Route.Site, request.Message.ID))
+		if home := homes.of[request.Slot()]; home.Live {
 			byWorker[home.Worker] = append(byWorker[home.Worker], request)
 		} else {
 			homeless = append(homeless, request)

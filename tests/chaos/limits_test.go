@@ -20,22 +20,23 @@ const (
 
 // TestLimits: with two delivery workers, the remote host never sees more
 // connections and messages per second than the site allows, also while each
-// worker is killed and replaced. The judge is the remote host's own log.
+// worker is killed and replaced, and where both are homes of the site. The judge is the remote host's own log.
 func TestLimits(t *testing.T) {
 	limits := fmt.Sprintf("mx_rollup = false\nconnection_limit = %d\nmax_message_rate = \"%d/s\"\nmax_connection_rate = \"unlimited\"\n", siteConnections, siteRate)
 	w := world.Start(t, world.Options{
 		Copies:  2,
 		Env:     map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1s,2s"},
-		Shaping: "[\"fast.test\"]\n" + limits + "[\"slow.test\"]\n" + limits,
+		Shaping: "[\"fast.test\"]\n" + limits + "[\"slow.test\"]\n" + limits + "[\"split.test\"]\nhomes = 2\nmax_ready = 20\n" + limits,
 	})
-	s := &scene{World: w, t: t, domains: []string{"fast.test", "slow.test"}, hosts: map[string]*smtptest.Server{}}
-	// The fast host shows the rate; the slow one makes every connection
-	// wanted, so it shows their number.
+	s := &scene{World: w, t: t, domains: []string{"fast.test", "slow.test", "split.test"}, hosts: map[string]*smtptest.Server{}}
+	// The fast host shows the rate, that of a divided site too; the slow one
+	// makes every connection wanted, so it shows their number.
 	const delay = 300 * time.Millisecond
 	s.hosts["fast.test"] = s.Host(t, "mx.fast.test", smtptest.Script{Discard: true})
 	s.hosts["slow.test"] = s.Host(t, "mx.slow.test", smtptest.Script{Discard: true, Rules: []smtptest.Rule{
 		{At: smtptest.Dot, Do: smtptest.Later(delay, smtptest.Reply(250, "2.0.0 taken"))},
 	}})
+	s.hosts["split.test"] = s.Host(t, "mx.split.test", smtptest.Script{Discard: true})
 	for d := range s.hosts {
 		s.MX(t, d, "10 mx."+d)
 	}
@@ -59,6 +60,22 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s had at most %d connections, so the limit of %d was not tried", d, high, siteConnections)
 		}
 		wantRate(t, d, host)
+	}
+	s.wantTogether("domain:split.test")
+}
+
+// wantTogether checks that two workers have relayed to a site at the same time.
+func (s *scene) wantTogether(site string) {
+	s.t.Helper()
+	var pairs int
+	err := s.DB.QueryRow(s.t.Context(), `WITH busy AS (
+			SELECT worker_id, min(started_at) AS began, max(started_at) AS ended FROM postrider.attempts WHERE site = $1 AND action = 'relayed' GROUP BY worker_id)
+		SELECT count(*) FROM busy a JOIN busy b ON a.worker_id < b.worker_id AND a.began < b.ended AND b.began < a.ended`, site).Scan(&pairs)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if pairs == 0 {
+		s.t.Errorf("no two workers have relayed to %s at the same time", site)
 	}
 }
 

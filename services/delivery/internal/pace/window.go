@@ -109,6 +109,13 @@ func (w *Window) forget(now time.Time) {
 	}
 }
 
+// Counted returns how many events count against the rate now, those in flight
+// too.
+func (w *Window) Counted(now time.Time) int {
+	w.forget(now)
+	return w.inFlight + len(w.over)
+}
+
 // Idle reports whether the window remembers nothing that could hold back an
 // event.
 func (w *Window) Idle(now time.Time) bool {
