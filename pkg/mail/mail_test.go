@@ -101,31 +101,34 @@ func TestPlanReport(t *testing.T) {
 	second := mail.Pending{Tries: 1}
 	notice := accepted.Add(4 * time.Hour)
 	for name, c := range map[string]struct {
-		m        mail.Message
-		p        mail.Pending
-		o        mail.Outcome
-		handedOn bool
-		want     time.Time
+		m    mail.Message
+		p    mail.Pending
+		o    mail.Outcome
+		next mail.Promise
+		want time.Time
 	}{
-		"failure":                            {m: sender, o: mail.Outcome{Action: mail.Failed}, want: accepted},
-		"expiry":                             {m: sender, o: mail.Outcome{Action: mail.Expired}, want: accepted},
-		"failure, NOTIFY=NEVER":              {m: sender, p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Failed}},
-		"failure, NOTIFY=SUCCESS":            {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Failed}},
-		"RFC 5321 §4.5.5: null reverse-path": {m: null, o: mail.Outcome{Action: mail.Failed}},
-		"relayed":                            {m: sender, o: mail.Outcome{Action: mail.Relayed}},
-		"relayed, NOTIFY=SUCCESS":            {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Relayed}, want: accepted},
-		"RFC 3461 §5.2.2: handed on":         {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Relayed}, handedOn: true},
-		"first delay":                        {m: sender, o: mail.Outcome{Action: mail.Delayed}, want: notice},
-		"second delay":                       {m: sender, p: second, o: mail.Outcome{Action: mail.Delayed}},
-		"delay without an attempt":           {m: sender, o: mail.Outcome{Action: mail.Delayed, Untried: true}},
-		"delay, NOTIFY=FAILURE":              {m: sender, p: notify(mail.NotifyFailure), o: mail.Outcome{Action: mail.Delayed}},
-		"cancelled":                          {m: sender, o: mail.Outcome{Action: mail.Cancelled}},
-		"RFC 2852 §4: N has its own time":    {m: by(mail.DeliverBy{At: notice}), o: mail.Outcome{Action: mail.Delayed}},
-		"RFC 2852 §4: R has not":             {m: by(mail.DeliverBy{At: notice, Return: true}), o: mail.Outcome{Action: mail.Delayed}, want: notice},
-		"RFC 2852 §4: a trace":               {m: by(mail.DeliverBy{At: notice, Trace: true}), o: mail.Outcome{Action: mail.Relayed}, handedOn: true, want: accepted},
-		"RFC 2852 §4: a trace, NEVER":        {m: by(mail.DeliverBy{At: notice, Trace: true}), p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Relayed}},
+		"failure":                               {m: sender, o: mail.Outcome{Action: mail.Failed}, want: accepted},
+		"expiry":                                {m: sender, o: mail.Outcome{Action: mail.Expired}, want: accepted},
+		"failure, NOTIFY=NEVER":                 {m: sender, p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Failed}},
+		"failure, NOTIFY=SUCCESS":               {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Failed}},
+		"RFC 5321 §4.5.5: null reverse-path":    {m: null, o: mail.Outcome{Action: mail.Failed}},
+		"relayed":                               {m: sender, o: mail.Outcome{Action: mail.Relayed}},
+		"relayed, NOTIFY=SUCCESS":               {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Relayed}, want: accepted},
+		"RFC 3461 §5.2.2: handed on":            {m: sender, p: notify(mail.NotifySuccess), o: mail.Outcome{Action: mail.Relayed}, next: mail.Promise{DSN: true}},
+		"first delay":                           {m: sender, o: mail.Outcome{Action: mail.Delayed}, want: notice},
+		"second delay":                          {m: sender, p: second, o: mail.Outcome{Action: mail.Delayed}},
+		"delay without an attempt":              {m: sender, o: mail.Outcome{Action: mail.Delayed, Untried: true}},
+		"delay, NOTIFY=FAILURE":                 {m: sender, p: notify(mail.NotifyFailure), o: mail.Outcome{Action: mail.Delayed}},
+		"cancelled":                             {m: sender, o: mail.Outcome{Action: mail.Cancelled}},
+		"RFC 2852 §4: N has its own time":       {m: by(mail.DeliverBy{At: notice}), o: mail.Outcome{Action: mail.Delayed}},
+		"RFC 2852 §4: R has not":                {m: by(mail.DeliverBy{At: notice, Return: true}), o: mail.Outcome{Action: mail.Delayed}, want: notice},
+		"RFC 2852 §4.1.4: N, handed on":         {m: by(mail.DeliverBy{At: notice}), o: mail.Outcome{Action: mail.Relayed}, next: mail.Promise{DeliverBy: true}},
+		"RFC 2852 §4.1.4: N, to a host without": {m: by(mail.DeliverBy{At: notice}), o: mail.Outcome{Action: mail.Relayed}, next: mail.Promise{DSN: true}, want: accepted},
+		"RFC 2852 §4.1.4: N, NEVER":             {m: by(mail.DeliverBy{At: notice}), p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Relayed}},
+		"RFC 2852 §4: a trace":                  {m: by(mail.DeliverBy{At: notice, Trace: true}), o: mail.Outcome{Action: mail.Relayed}, next: mail.Promise{DSN: true, DeliverBy: true}, want: accepted},
+		"RFC 2852 §4: a trace, NEVER":           {m: by(mail.DeliverBy{At: notice, Trace: true}), p: notify(mail.NotifyNever), o: mail.Outcome{Action: mail.Relayed}},
 	} {
-		c.o.PlanReport(c.m, c.p, 4*time.Hour, c.handedOn)
+		c.o.PlanReport(c.m, c.p, 4*time.Hour, c.next)
 		if !c.o.ReportAt.Equal(c.want) {
 			t.Errorf("%s: report at %v, want %v", name, c.o.ReportAt, c.want)
 		}

@@ -77,12 +77,17 @@ type Settlement struct {
 	Outcomes    []Outcome
 }
 
+// Promise is what the next hop will report of a message that it took.
+type Promise struct {
+	DSN       bool // what NOTIFY asks for: RFC 3461 §5.2.2
+	DeliverBy bool // that it is late by BY: RFC 2852 §4
+}
+
 // PlanReport sets when the sender is to hear of the outcome. A delay is
 // noticed delayNotice after acceptance (0: never) and only by the first delay
 // of a recipient, so that there is one notice; it is not planned where BY has
-// set its time. handedOn says that the next
-// hop took over the duty to report success (RFC 3461 §5.2.2).
-func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, handedOn bool) {
+// set its time.
+func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, next Promise) {
 	now := m.AcceptedAt // due at once: any moment that has passed
 	switch {
 	case m.Envelope.ReversePath.IsNull():
@@ -92,9 +97,11 @@ func (o *Outcome) PlanReport(m Message, r Pending, delayNotice time.Duration, ha
 			o.ReportAt = now
 		}
 	case o.Action == Relayed:
-		// RFC 2852 §4: with a trace, of every relay that NOTIFY does not forbid.
-		traced := m.Envelope.DeliverBy.Trace && r.Notify != NotifyNever
-		if traced || r.Notify.Wants(NotifySuccess) && !handedOn {
+		// RFC 2852 §4.1.4: with a trace, of every relay that NOTIFY does not
+		// forbid; in mode N, of one to a host that will tell of no delay.
+		by := m.Envelope.DeliverBy
+		traced := (by.Trace || by.Notice() && !next.DeliverBy) && r.Notify != NotifyNever
+		if traced || r.Notify.Wants(NotifySuccess) && !next.DSN {
 			o.ReportAt = now
 		}
 	case o.Action == Delayed:

@@ -129,7 +129,7 @@ func settlement(req *mail.DeliveryRequest, o mail.Outcome) mail.Settlement {
 	for _, r := range req.Recipients {
 		out := o
 		out.RecipientNo, out.Attempt = r.No, r.Attempt
-		out.PlanReport(req.Message, r, 4*time.Hour, false)
+		out.PlanReport(req.Message, r, 4*time.Hour, mail.Promise{})
 		st.Outcomes = append(st.Outcomes, out)
 	}
 	return st

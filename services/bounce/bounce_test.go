@@ -135,7 +135,7 @@ func (w *world) settle(t *testing.T, sub *mail.Submission, actions ...mail.Actio
 			o.Status = mail.EnhancedCode{Class: 5, Subject: 1, Detail: 1}
 			o.Reply = mail.Reply{Code: 550, Enhanced: o.Status, Lines: []string{"No such user here"}}
 		}
-		o.PlanReport(sub.Message, mail.Pending{Recipient: r}, 5*time.Minute, false)
+		o.PlanReport(sub.Message, mail.Pending{Recipient: r}, 5*time.Minute, mail.Promise{})
 		st.Outcomes = append(st.Outcomes, o)
 	}
 	lost, err := w.db.SettleUnclaimed(t.Context(), []mail.Settlement{st})
@@ -412,7 +412,8 @@ func TestOperatorsFailure(t *testing.T) {
 }
 
 // RFC 2852 §4: in mode N the sender hears at the time of BY of what has not
-// left by then; with a trace, of every relay; in mode R of the expiry.
+// left by then; with a trace, of every relay, without one of a relay to a host that does not
+// know BY; in mode R of the expiry.
 func TestDeliverBy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -424,10 +425,12 @@ func TestDeliverBy(t *testing.T) {
 		w.accept(t, sub)
 		return sub
 	}
-	late := by(mail.DeliverBy{}, 0, mail.NotifyFailure, mail.NotifyDelay, 0)
+	late := by(mail.DeliverBy{}, 0, mail.NotifyFailure, mail.NotifyDelay, mail.NotifyNever)
 	w.settle(t, late, mail.Delayed, mail.Delayed, mail.Delayed, mail.Relayed)
 	traced := by(mail.DeliverBy{Return: true, Trace: true}, 0, mail.NotifyNever)
 	w.settle(t, traced, mail.Relayed)
+	relayed := by(mail.DeliverBy{}, 0, mail.NotifyNever)
+	w.settle(t, relayed, mail.Relayed)
 
 	notice := w.content(t, w.waitReports(t, late, 1)[0])
 	for _, want := range []string{"Action: delayed", "Status: 4.4.7", "Deliver-By-Date: ", "bob1@", "bob3@"} {
@@ -442,10 +445,15 @@ func TestDeliverBy(t *testing.T) {
 	if !strings.Contains(trace, "Action: relayed") || strings.Contains(trace, "bob2@") {
 		t.Errorf("the trace:\n%s", trace)
 	}
-	w.hint(t, late, traced)
+	untold := w.content(t, w.waitReports(t, relayed, 1)[0])
+	if !strings.Contains(untold, "Action: relayed") || strings.Contains(untold, "bob2@") {
+		t.Errorf("the report of a relay to a host that will tell of no delay:\n%s", untold)
+	}
+	w.hint(t, late, traced, relayed)
 	w.settled(t)
 	w.waitReports(t, late, 1)
 	w.waitReports(t, traced, 1)
+	w.waitReports(t, relayed, 1)
 }
 
 func TestOneDelayNoticeThenTheFailure(t *testing.T) {

@@ -80,8 +80,9 @@ var condition = map[store.ReportKind]mail.Notify{
 func wanted(in store.ReportInput) []dsn.Recipient {
 	var recipients []dsn.Recipient
 	for _, r := range in.Recipients {
-		// RFC 2852 §4: a trace tells of each relay, unless NOTIFY is NEVER.
-		traced := in.Kind == store.ReportSuccess && in.Message.Envelope.DeliverBy.Trace && r.Notify != mail.NotifyNever
+		// RFC 2852 §4.1.4: BY may have it told whatever NOTIFY says but NEVER. Who
+		// planned the report knew what the next hop promised.
+		traced := in.Kind == store.ReportSuccess && !in.Message.Envelope.DeliverBy.At.IsZero() && r.Notify != mail.NotifyNever
 		if !traced && !r.Notify.Wants(condition[in.Kind]) {
 			continue
 		}

@@ -237,7 +237,7 @@ func (w *worker) obeyed(r *mail.DeliveryRequest, m *mail.Measure) mail.Settlemen
 				o.NextAttemptAt = p.ExpiresAt
 			}
 		}
-		o.PlanReport(r.Message, p, values.DelayNoticeAfter, false)
+		o.PlanReport(r.Message, p, values.DelayNoticeAfter, mail.Promise{})
 		st.Outcomes = append(st.Outcomes, o)
 	}
 	return st

@@ -46,8 +46,7 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 			o.NextAttemptAt = a.over.Add(untriedPause)
 		}
 	}
-	handedOn := a.conn != nil && a.conn.TakesDSN()
-	o.PlanReport(a.job.request.Message, p, delayNotice, handedOn)
+	o.PlanReport(a.job.request.Message, p, delayNotice, answer.Promised)
 	return o
 }
 

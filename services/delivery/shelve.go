@@ -59,7 +59,7 @@ func (w *worker) waiting(r *mail.DeliveryRequest, o outage) mail.Settlement {
 			outcome.Reply.Lines = []string{fmt.Sprintf("no host answers; last tried %s: %s", o.at.UTC().Format(time.RFC3339), outcome.Reply)}
 		}
 		outcome.Reply.Code, outcome.Reply.Enhanced = 0, mail.EnhancedCode{}
-		outcome.PlanReport(r.Message, p, w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts}).DelayNoticeAfter, false)
+		outcome.PlanReport(r.Message, p, w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts}).DelayNoticeAfter, mail.Promise{})
 		outcome.Untried = true
 		outcome.NextAttemptAt = now.Add(parkWithin)
 		st.Outcomes = append(st.Outcomes, outcome)
@@ -77,7 +77,7 @@ func (w *worker) delayed(r *mail.DeliveryRequest, answer smtpclient.Answer) mail
 		outcome := outcomeOf(p, answer, v)
 		values := w.shaping.For(shaping.Query{Domain: p.Domain, Site: r.Route.Site, Hosts: r.Route.Hosts})
 		outcome.NextAttemptAt = values.RetrySchedule.NextAttempt(now, p.ExpiresAt, p.Tries, rand.Float64)
-		outcome.PlanReport(r.Message, p, values.DelayNoticeAfter, false)
+		outcome.PlanReport(r.Message, p, values.DelayNoticeAfter, mail.Promise{})
 		st.Outcomes = append(st.Outcomes, outcome)
 	}
 	return st

@@ -110,6 +110,6 @@ func (r *resolver) outcome(m mail.Message, p mail.Pending, trouble mx.Trouble) m
 		o.Action = mail.Delayed
 		o.NextAttemptAt = v.RetrySchedule.NextAttempt(time.Now(), p.ExpiresAt, p.Tries, rand.Float64)
 	}
-	o.PlanReport(m, p, v.DelayNoticeAfter, false)
+	o.PlanReport(m, p, v.DelayNoticeAfter, mail.Promise{})
 	return o
 }

@@ -401,7 +401,7 @@ func TestDelayNoticeIsAskedFor(t *testing.T) {
 	req := request(sub, 1)
 	w.claim(t, worker, req)
 	o := mail.Outcome{RecipientNo: 1, Attempt: req.Recipients[0].Attempt, Action: mail.Delayed, NextAttemptAt: time.Now().Add(time.Hour)}
-	o.PlanReport(sub.Message, req.Recipients[0], store.Rearm+2*time.Second, false)
+	o.PlanReport(sub.Message, req.Recipients[0], store.Rearm+2*time.Second, mail.Promise{})
 	if _, err := w.db.Settle(t.Context(), worker, []mail.Settlement{{Message: sub.Message, Outcomes: []mail.Outcome{o}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,10 @@ const deadline = 60 * time.Second
 // atOnce is how many hosts misbehave at the same time. They mostly wait.
 const atOnce = 40
 
-var shared = &world.Shared{Options: world.Options{Shaping: hostile.Shaping()}}
+var shared = &world.Shared{Options: world.Options{
+	Shaping: hostile.Shaping(),
+	Env:     map[string]string{"POSTRIDER_TLS_SELF_SIGNED": "true", "POSTRIDER_SMTP_BINARYMIME": "true"},
+}}
 
 // authority vouches for the hosts that are in order.
 var authority *smtptest.Authority
@@ -61,7 +65,7 @@ func TestHostileHosts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := w.Host(t, "mx.good.test", smtptest.Script{TLS: certificate})
+	good := w.Host(t, "mx.good.test", smtptest.Script{TLS: certificate, Extensions: append(slices.Clone(smtptest.DefaultExtensions), "DELIVERBY", "REQUIRETLS")})
 	t.Run("hosts", func(t *testing.T) {
 		for _, s := range hostile.All() {
 			t.Run(s.Name, func(t *testing.T) {
@@ -171,7 +175,7 @@ func (r *trial) send(subject string, to []string) string {
 	for b.Len() < r.Bytes {
 		b.WriteString("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n")
 	}
-	id, err := submit.Send(r.t.Context(), r.w.SMTP(0), submit.Message{To: to, Params: r.Params, Content: []byte(b.String())})
+	id, err := submit.Send(r.t.Context(), r.w.SMTP(0), submit.Message{To: to, Params: r.Params, Each: r.Each, Content: []byte(b.String())})
 	if err != nil {
 		r.t.Fatalf("submit: %v", err)
 	}

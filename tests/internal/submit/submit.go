@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"regexp"
@@ -107,6 +108,7 @@ type Message struct {
 	From    string   // "" is the null reverse-path
 	To      []string // forward-paths
 	Params  string   // of MAIL, such as "BODY=8BITMIME"
+	Each    string   // of every RCPT, such as "NOTIFY=SUCCESS"
 	Content []byte   // CRLF lines, not dot-stuffed; CRLF is added when the last line has none, as every client must
 }
 
@@ -126,6 +128,11 @@ func Send(ctx context.Context, addr string, m Message) (string, error) {
 	if err := s.Expect(250, "EHLO client.example"); err != nil {
 		return "", err
 	}
+	if strings.Contains(m.Params, "REQUIRETLS") { // RFC 8689 §2: only there
+		if err := s.StartTLS(ctx); err != nil {
+			return "", err
+		}
+	}
 	id, err := s.Submit(m)
 	if err != nil {
 		return "", err
@@ -140,14 +147,17 @@ func (s *Session) Submit(m Message) (string, error) {
 		return "", err
 	}
 	for _, to := range m.To {
-		if err := s.Expect(250, "RCPT TO:<%s>", to); err != nil {
+		if err := s.Expect(250, "%s", strings.TrimSpace("RCPT TO:<"+to+"> "+m.Each)); err != nil {
 			return "", err
 		}
 	}
-	if err := s.Expect(354, "DATA"); err != nil {
+	content := Wire(m.Content)
+	if strings.Contains(m.Params, "BINARYMIME") { // RFC 3030 §3: only by BDAT
+		content = fmt.Appendf(nil, "BDAT %d LAST\r\n%s", len(m.Content), m.Content)
+	} else if err := s.Expect(354, "DATA"); err != nil {
 		return "", err
 	}
-	reply, err := s.Raw(Wire(m.Content))
+	reply, err := s.Raw(content)
 	if err != nil {
 		return "", err
 	}
@@ -156,6 +166,19 @@ func (s *Session) Submit(m Message) (string, error) {
 		return "", fmt.Errorf("final dot: %s", reply)
 	}
 	return id, nil
+}
+
+// StartTLS goes on in TLS, whoever the server is, and says EHLO again.
+func (s *Session) StartTLS(ctx context.Context) error {
+	if err := s.Expect(220, "STARTTLS"); err != nil {
+		return err
+	}
+	c := tls.Client(s.conn, &tls.Config{InsecureSkipVerify: true})
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	s.conn, s.r = c, bufio.NewReader(c)
+	return s.Expect(250, "EHLO client.example")
 }
 
 // Expect sends one line and wants a reply of this code.

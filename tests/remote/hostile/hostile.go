@@ -32,6 +32,7 @@ type Scenario struct {
 
 	To       []string // local parts; nil is one recipient
 	Params   string   // of MAIL at submission
+	Each     string   // of RCPT at submission
 	EightBit bool     // the content has octets over 127
 	Bytes    int      // of content; 0 is a few lines
 
@@ -102,7 +103,7 @@ func (s *Scenario) Recipients() []string {
 
 // All returns the whole table, in the order of the dialogue.
 func All() []*Scenario {
-	all := slices.Concat(connecting(), crossed(), replies(), recipients(), extensions(), chunks(), handshakes(), content(), sessions())
+	all := slices.Concat(connecting(), crossed(), replies(), recipients(), missing(), lies(), required(), chunks(), handshakes(), content(), sessions())
 	slices.SortStableFunc(all, func(a, b *Scenario) int { return order(a.At) - order(b.At) })
 	return all
 }

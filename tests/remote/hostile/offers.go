@@ -2,53 +2,9 @@ package hostile
 
 import (
 	"crypto/tls"
-	"time"
 
 	"github.com/postrider/postrider/pkg/smtptest"
 )
-
-// extensions are hosts that offer what they do not have.
-func extensions() []*Scenario {
-	reply := smtptest.Reply
-	tooBig := fails("5.3.4")
-	tooBig.Transactions = 0
-	unoffered := fails("5.6.7")
-	unoffered.Transactions = 0
-	slow := before("4.4.7")
-	slow.Outcomes = []Outcome{{"failed", "5.4.7"}}
-	slowly := func(phase smtptest.Phase, do smtptest.Act) smtptest.Rule {
-		return smtptest.Rule{At: phase, Do: smtptest.Later(50*time.Millisecond, do)}
-	}
-	return []*Scenario{
-		{Name: "size-small", At: "EHLO", Host: "offers SIZE 1000, and the message is larger", Bytes: 5000, Script: offering([]string{"PIPELINING", "SIZE 1000"}), Want: tooBig},
-		{Name: "size-lie", At: "MAIL", Host: "offers SIZE 10000000 and replies 552 to 5,000 octets", Bytes: 5000,
-			Script: offering([]string{"PIPELINING", "SIZE 10000000"}, smtptest.Rule{At: smtptest.Mail, Do: reply(552, "5.3.4 too big")}), Want: fails("5.3.4")},
-		{Name: "size-lie-at-dot", At: "final dot", Host: "offers SIZE 10000000 and refuses 5,000 octets when it has them", Bytes: 5000,
-			Script: offering([]string{"PIPELINING", "SIZE 10000000"}, smtptest.Rule{At: smtptest.Dot, Do: reply(552, "5.3.4 too big")}), Want: fails("5.3.4")},
-		{Name: "size-nonsense", At: "EHLO", Host: "offers SIZE -1 and SIZE many, which set no limit", Script: offering([]string{"SIZE -1", "SIZE many"}), Want: relayed()},
-		{Name: "keywords-odd", At: "EHLO", Host: "offers keywords twice, in small letters and with spaces behind", Script: offering([]string{"pipelining ", "8bitmime", "8BITMIME"}), Want: relayed()},
-		{Name: "one-at-a-time", At: "RCPT", Host: "offers PIPELINING and replies to each command by itself, slowly",
-			Script: rules(slowly(smtptest.Mail, reply(250, "ok")), slowly(smtptest.Rcpt, reply(250, "ok")), slowly(smtptest.Data, reply(354, "go"))), Want: relayed()},
-		{Name: "pipelining-lie", At: "RCPT", Host: "offers PIPELINING and throws away what came behind MAIL", Shaping: `rcpt_to_timeout = "1s"`,
-			Script: at(smtptest.Mail, smtptest.Then(smtptest.Forget(), reply(250, "ok"))), Want: next("4.4.2")},
-		{Name: "8bitmime-lie", At: "MAIL", Host: "offers 8BITMIME and replies 555 to BODY=8BITMIME", EightBit: true, Params: "BODY=8BITMIME",
-			Script: rules(smtptest.Rule{At: smtptest.Mail, Match: "BODY=8BITMIME", Do: reply(555, "5.5.4 what?")}), Want: fails("5.5.4")},
-		{Name: "smtputf8-missing", At: "EHLO", Host: "does not offer SMTPUTF8, and the message needs it", To: []string{"bücher"}, Params: "SMTPUTF8",
-			Script: offering([]string{"PIPELINING", "8BITMIME"}), Want: unoffered},
-		{Name: "smtputf8-lie", At: "RCPT", Host: "offers SMTPUTF8 and replies 553 5.6.7 to such an address", To: []string{"bücher"}, Params: "SMTPUTF8",
-			Script: at(smtptest.Rcpt, reply(553, "5.6.7 ASCII only")), Want: fails("5.6.7")},
-		{Name: "dsn-lie", At: "MAIL", Host: "offers DSN and replies 555 to RET", Params: "RET=HDRS",
-			Script: rules(smtptest.Rule{At: smtptest.Mail, Match: "RET=", Do: reply(555, "5.5.4 what?")}), Want: fails("5.5.4")},
-		{Name: "pipelining-drop", At: "RCPT", Host: "offers PIPELINING and closes when more than one command comes",
-			Script: at(smtptest.Mail, smtptest.Then(reply(250, "ok"), smtptest.Drop())), Want: next("4.4.2")},
-		{Name: "8bitmime-missing", At: "EHLO", Host: "does not offer 8BITMIME: it gets a conversion", EightBit: true, Params: "BODY=8BITMIME",
-			Script: offering([]string{"PIPELINING"}), Want: relayed()},
-		{Name: "deliverby-lie", At: "MAIL", Host: "offers DELIVERBY and replies 555 to BY", Params: "BY=3600;N",
-			Script: offering([]string{"PIPELINING", "DELIVERBY"}, smtptest.Rule{At: smtptest.Mail, Match: "BY=", Do: reply(555, "5.5.4 what?")}), Want: fails("5.5.4")},
-		{Name: "deliverby-slow", At: "EHLO", Host: "offers DELIVERBY of two hours at least, and the message is to be there in one", Params: "BY=3600;R",
-			Script: offering([]string{"PIPELINING", "DELIVERBY 7200"}), Want: slow},
-	}
-}
 
 // chunks are hosts that offer CHUNKING. A host that refuses BDAT gets the
 // message by DATA, in a transaction of its own.
@@ -134,10 +90,33 @@ func handshakes() []*Scenario {
 	}
 	starttls("starttls-454", "offers STARTTLS and replies 454", "", smtptest.Reply(454, "4.7.0 not now"), refused, before("4.7.4"))
 	starttls("starttls-502", "offers STARTTLS and replies 502", "", smtptest.Reply(502, "5.5.1 what?"), refused, before("4.7.4"))
+	starttls("starttls-554", "offers STARTTLS and replies 554", "", smtptest.Reply(554, "5.7.0 no"), refused, before("4.7.4"))
+	starttls("starttls-250", "replies 250 to STARTTLS, which is not what begins TLS", "", smtptest.Reply(250, "2.0.0 yes?"), plain, before("4.5.0"))
+	starttls("starttls-334", "replies 334 to STARTTLS", "", smtptest.Reply(334, "go on"), plain, before("4.5.0"))
+	starttls("starttls-ahead", "sends replies in plaintext behind its 220, for what is said in TLS", "", smtptest.Raw("220 2.0.0 go ahead\r\n250-mx.test\r\n250 PIPELINING\r\n250 2.1.0 ok\r\n"), encrypted, encrypted)
 	starttls("starttls-421", "replies 421 to STARTTLS and closes", "", smtptest.Then(smtptest.Reply(421, "4.3.2 bye"), smtptest.Drop()), before("4.3.2"), before("4.3.2"))
 	starttls("starttls-drop", "closes at STARTTLS", "", smtptest.Drop(), plain, before("4.4.2"))
 	starttls("starttls-stall", "says nothing to STARTTLS", `starttls_timeout = "1s"`, smtptest.Stall(), plain, before("4.4.2"))
 	starttls("starttls-garbage", "sends what is no reply to STARTTLS", "", smtptest.Raw("what?\r\n"), plain, before("4.5.0"))
+
+	inside := func(name, host, shape string, do smtptest.Act, may, must Want) {
+		add(name, host, good, may, must, shape, smtptest.Rule{At: smtptest.Hello, Skip: 1, Each: smtptest.PerConnection, Do: do})
+	}
+	inside("ehlo-in-tls-502", "replies 502 to EHLO inside TLS and knows HELO", "", smtptest.Reply(502, "5.5.1 what?"), encrypted, encrypted)
+	inside("ehlo-in-tls-421", "replies 421 to EHLO inside TLS and closes", "", smtptest.Then(smtptest.Reply(421, "4.3.2 bye"), smtptest.Drop()), before("4.3.2"), before("4.3.2"))
+	inside("ehlo-in-tls-drop", "closes at EHLO inside TLS", "", smtptest.Drop(), plain, before("4.4.2"))
+	inside("ehlo-in-tls-rst", "sends RST at EHLO inside TLS", "", smtptest.Reset(), plain, before("4.4.2"))
+	inside("ehlo-in-tls-stall", "says nothing to EHLO inside TLS", `ehlo_timeout = "1s"`, smtptest.Stall(), plain, before("4.4.2"))
+	inside("ehlo-in-tls-starttls", "offers STARTTLS inside TLS once more", "", smtptest.Offer("PIPELINING", "8BITMIME", "STARTTLS"), encrypted, encrypted)
+	add("ehlo-in-tls-550", "replies 550 to EHLO and HELO inside TLS", good, before("4.7.1"), before("4.7.1"), "",
+		smtptest.Rule{At: smtptest.Hello, Skip: 1, Each: smtptest.PerConnection, Do: smtptest.Reply(550, "5.7.1 not you")}, smtptest.Rule{At: smtptest.Helo, Do: smtptest.Reply(550, "5.7.1 not you")})
+	add("certificate-wanted", "wants a certificate of ours, which TLS 1.3 says behind the handshake", func(k *Kit, name string) (*tls.Config, error) {
+		config, err := k.Authority.Server(name)
+		if err == nil {
+			config.ClientAuth = tls.RequireAnyClientCert
+		}
+		return config, err
+	}, plain, before("4.4.2"), "")
 
 	none := func(name, host string, level string, want Want) {
 		s := &Scenario{Name: name, At: "STARTTLS", Host: host, Shaping: "enable_tls = \"" + level + "\"", Want: want}

@@ -37,6 +37,15 @@ func replies() []*Scenario {
 		{Name: "ehlo-100-lines", At: "EHLO", Host: "offers a hundred extensions", Script: at(smtptest.Hello, smtptest.Reply(250, lines(100)...)), Want: relayed()},
 		{Name: "ehlo-1000-lines", At: "EHLO", Host: "offers a thousand extensions", Script: at(smtptest.Hello, smtptest.Reply(250, lines(1000)...)), Want: before("4.5.0")},
 		{Name: "ehlo-100-kilobytes", At: "EHLO", Host: "offers extensions of 100 KB in all", Script: at(smtptest.Hello, smtptest.Reply(250, long...)), Want: before("4.5.0")},
+		{Name: "25-megabytes", At: "greeting", Host: "greets with 25 MB",
+			Script: at(smtptest.Banner, smtptest.Raw(strings.Repeat("220-"+strings.Repeat("x", 994)+"\r\n", 25_000)+"220 mx.test\r\n")), Want: before("4.5.0")},
+		{Name: "25-megabytes-dripped", At: "greeting", Host: "greets with 25 MB, one octet at a time", Shaping: `banner_timeout = "1s"`,
+			Script: at(smtptest.Banner, smtptest.Bytewise(smtptest.Raw("220-"+strings.Repeat("x", 25_000_000)))), Want: before("4.5.0")},
+		{Name: "all-at-once", At: "greeting", Host: "says all replies of the dialogue at once, before it is asked",
+			Script: at(smtptest.Banner, smtptest.Raw("220 mx.test\r\n250 mx.test\r\n250 ok\r\n250 ok\r\n354 go ahead\r\n250 taken\r\n")), Want: before("4.5.0")},
+		{Name: "521-at-greeting", At: "greeting", Host: "replies 521: it never takes mail", Script: at(smtptest.Banner, smtptest.Reply(521, "no mail here")), Want: before("4.3.2")},
+		{Name: "two-replies-at-rcpt", At: "RCPT", Host: "replies 250 and then 550 to RCPT: the second refuses DATA",
+			Script: at(smtptest.Rcpt, smtptest.Then(smtptest.Reply(250, "2.1.5 ok"), smtptest.Reply(550, "5.7.1 no"))), Want: fails("5.7.1")},
 		{Name: "bare-lf", At: "greeting", Host: "ends its lines in LF", Script: at(smtptest.Banner, smtptest.Raw("220-mx\n220 mx\n")), Want: relayed()},
 		{Name: "no-text", At: "RCPT", Host: "gives codes without text", Script: at(smtptest.Rcpt, smtptest.Raw("250\r\n")), Want: relayed()},
 		{Name: "odd-enhanced", At: "RCPT", Host: "gives an enhanced code of another class, which does not count",
@@ -89,6 +98,8 @@ func content() []*Scenario {
 			Script: at(smtptest.Body, smtptest.AfterBytes(1<<20, smtptest.Freeze())), Want: next("4.4.2")},
 		{Name: "drop-behind-354", At: "content", Host: "closes before it reads the content, which had left with its dot",
 			Script: at(smtptest.Body, smtptest.Drop()), Want: unsure("4.4.2")},
+		{Name: "250-in-content", At: "content", Host: "says in the middle of the content that it has taken it, and takes it", Bytes: large,
+			Script: at(smtptest.Body, smtptest.AfterBytes(1<<20, smtptest.Reply(250, "2.0.0 taken"))), Want: relayed()},
 		{Name: "closes-after-250", At: "final dot", Host: "takes the message and closes",
 			Script: at(smtptest.Dot, smtptest.Then(smtptest.Reply(250, "2.0.0 taken"), smtptest.Drop())), Want: relayed()},
 		{Name: "rst-after-250", At: "final dot", Host: "takes the message and sends RST a little later",
@@ -118,12 +129,29 @@ func sessions() []*Scenario {
 		w.Connections = 0 // the one that was there
 		return w
 	}())
-	// The 421 is there before the next message, and no answer to it.
-	all = append(all, &Scenario{
-		Name: "421-unasked", At: "MAIL", Host: "takes one message, then says 421 unasked and closes", Used: true, Shaping: `idle_timeout = "1m"`, Want: after(1, 1),
-		Script: rules(smtptest.Rule{At: smtptest.Dot, Times: 1, Do: smtptest.Then(smtptest.Reply(250, "2.0.0 taken"),
-			smtptest.Later(50*time.Millisecond, smtptest.Then(smtptest.Reply(421, "4.4.2 idle for too long"), smtptest.Drop())))}),
-	})
+	// It is there before the next message, and no answer to it.
+	for _, u := range []struct{ name, words, text string }{
+		{"421", "421 unasked and closes", "421 4.4.2 idle for too long\r\n"},
+		{"554", "554 unasked and closes", "554 5.0.0 idle for too long\r\n"},
+		{"250", "250 unasked", "250 2.0.0 ok\r\n"},
+	} {
+		for _, bdat := range []bool{false, true} {
+			say := smtptest.Raw(u.text)
+			if u.name != "250" {
+				say = smtptest.Then(say, smtptest.Drop())
+			}
+			s := &Scenario{
+				Name: u.name + "-unasked", At: "MAIL", Host: "takes one message, then says " + u.words, Used: true, Shaping: `idle_timeout = "1m"`, Want: after(1, 1),
+			}
+			rule := smtptest.Rule{At: smtptest.Dot, Times: 1, Do: smtptest.Then(smtptest.Reply(250, "2.0.0 taken"), smtptest.Later(time.Millisecond, say))}
+			s.Script = rules(rule)
+			if bdat {
+				s.Name, s.Host = s.Name+"-bdat", s.Host+"; it offers CHUNKING"
+				s.Script = offering([]string{"PIPELINING", "CHUNKING"}, rule)
+			}
+			all = append(all, s)
+		}
+	}
 	for _, r := range []struct {
 		name, words, timeout string
 		do                   smtptest.Act
@@ -132,6 +160,7 @@ func sessions() []*Scenario {
 		{"503", "replies 503", "", smtptest.Reply(503, "5.5.1 no"), 2},
 		{"421", "replies 421 and closes", "", bye, 1},
 		{"drop", "closes", "", smtptest.Drop(), 1},
+		{"rst", "closes with RST", "", smtptest.Reset(), 1},
 		{"garbage", "sends what is no reply", "", smtptest.Raw("what?\r\n"), 2},
 		{"stall", "says nothing", "\nrset_timeout = \"1s\"", smtptest.Stall(), 1},
 	} {
@@ -144,7 +173,7 @@ func sessions() []*Scenario {
 		name, words string
 		do          smtptest.Act
 	}{
-		{"stall", "says nothing", smtptest.Stall()}, {"drop", "closes without a reply", smtptest.Drop()}, {"500", "replies 500", smtptest.Reply(500, "what?")},
+		{"stall", "says nothing", smtptest.Stall()}, {"drop", "closes without a reply", smtptest.Drop()}, {"rst", "sends RST", smtptest.Reset()}, {"500", "replies 500", smtptest.Reply(500, "what?")},
 	} {
 		all = append(all, &Scenario{Name: q.name + "-at-quit", At: "QUIT", Host: q.words, Script: at(smtptest.Quit, q.do), Want: relayed()})
 	}

@@ -22,6 +22,8 @@ type Answer struct {
 	// Uncertain says that the final dot left and no reply to it came: the
 	// remote host may have taken the message (RFC 1047).
 	Uncertain bool
+	// Promised is what a host that took the message will report of it.
+	Promised mail.Promise
 	// Local is our end of the connection of a dial that failed behind
 	// PhaseConnect.
 	Local netip.AddrPort

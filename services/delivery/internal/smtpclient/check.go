@@ -52,17 +52,21 @@ func (x *sending) check() error {
 	return nil
 }
 
-// checkTime refuses what cannot be there in time: RFC 2852 §4.1.
+// checkTime refuses what may not be there in time, by the next host's own
+// word: RFC 2852 §4.1.
 func (x *sending) checkTime() error {
 	by := x.t.Message.Envelope.DeliverBy
 	if by.At.IsZero() || !by.Return {
 		return nil
 	}
 	left := time.Until(by.At)
-	if left < time.Second {
+	switch {
+	case left < time.Second:
 		return ErrTooLate
-	}
-	if x.offers.deliverBy && left < x.offers.minBy {
+	case !x.offers.deliverBy:
+		// It would keep the message for days, and deliver it then.
+		return fmt.Errorf("%w: the host does not offer DELIVERBY", ErrTooLate)
+	case left < x.offers.minBy:
 		return fmt.Errorf("%w: the host needs %v", ErrTooLate, x.offers.minBy)
 	}
 	return nil

@@ -178,7 +178,9 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 	}
 	reply, err := s.ask(mail.PhaseStartTLS, s.timeouts.StartTLS, "STARTTLS")
 	switch {
-	case err != nil || reply.Code == 421 || reply.Code/100 == 3 || s.over:
+	case err != nil || reply.Code == 421 || reply.Positive() && reply.Code != 220 || s.over:
+		// RFC 3207 §4: only 220 says that TLS begins, and who knows what begins
+		// behind another positive reply.
 		return refused(mail.PhaseStartTLS, reply, fault(ctx, err))
 	case reply.Code/100 != 2 && must:
 		return Answer{Phase: mail.PhaseStartTLS, Reply: reply, Err: ErrNoTLS}
@@ -189,7 +191,13 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 		return failed
 	}
 	// RFC 3207 §4.2: what the host said before is worth nothing.
-	return s.sayHello(ctx, o.Hello)
+	failed := s.sayHello(ctx, o.Hello)
+	if failed.Err != nil {
+		// RFC 8446 §4.4: in TLS 1.3 the last word of the handshake is ours, so a
+		// host that does not want it so says that now, or says nothing.
+		failed.Phase = mail.PhaseStartTLS
+	}
+	return failed
 }
 
 // secureBy begins TLS. The zero Answer is success.

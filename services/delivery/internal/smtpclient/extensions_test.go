@@ -134,7 +134,8 @@ func TestParameters(t *testing.T) {
 		{"by, mode N, late", []string{"DELIVERBY"}, hello, false, by(-10*time.Second+time.Second/2, false), "BY=-10;NT", "", nil},
 		{"by, mode R, late", []string{"DELIVERBY"}, hello, false, by(-time.Second, true), "", "", ErrTooLate},
 		{"by, mode R, sooner than the host can", []string{"DELIVERBY 3600"}, hello, false, by(time.Minute, true), "", "", ErrTooLate},
-		{"by, not offered", []string{"PIPELINING"}, hello, false, by(time.Minute, true), "", "", nil},
+		{"by, mode N, not offered", []string{"PIPELINING"}, hello, false, by(time.Minute, false), "", "", nil},
+		{"by, mode R, not offered", []string{"PIPELINING"}, hello, false, by(time.Minute, true), "", "", ErrTooLate},
 		{"REQUIRETLS in plaintext", []string{"REQUIRETLS"}, hello, false, func(t *Transaction) { t.Message.Envelope.RequireTLS = true }, "", "", ErrNeedsRequireTLS},
 		{"SMTPUTF8 declared and not needed", []string{"PIPELINING"}, hello, false, func(t *Transaction) { t.Message.Envelope.SMTPUTF8 = true }, "", "", nil},
 		{"SMTPUTF8 in a header section", []string{"8BITMIME"}, eightBit, true, func(t *Transaction) { t.Message.Envelope.SMTPUTF8 = true }, "", "", ErrNeedsSMTPUTF8},
@@ -168,8 +169,77 @@ func TestParameters(t *testing.T) {
 			if m.Params != tt.mail || m.Recipients[0].Params != tt.rcpt || string(m.Content) != tt.content {
 				t.Errorf("MAIL %q, RCPT %q", m.Params, m.Recipients[0].Params)
 			}
-			if s.TakesDSN() != (tt.extensions == nil) {
-				t.Errorf("TakesDSN %v", s.TakesDSN())
+			want := mail.Promise{DSN: tt.extensions == nil, DeliverBy: strings.HasPrefix(strings.Join(tt.extensions, " "), "DELIVERBY")}
+			if got := got.Answers[0].Promised; got != want {
+				t.Errorf("promised %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+// TestParametersThatAreRefused: what a host offers and then refuses is left
+// out, and a refusal that has another reason stands.
+func TestParametersThatAreRefused(t *testing.T) {
+	all := []string{"PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "SIZE", "DELIVERBY", "MT-PRIORITY", "CHUNKING", "BINARYMIME"}
+	eightBit := "Subject: x\r\n\r\nhell\xc3\xb6\r\n"
+	dsn := func(t *Transaction) {
+		t.Message.Envelope.Ret, t.Message.Envelope.EnvID = mail.RetHdrs, "id"
+		t.Recipients[0].Notify = mail.NotifySuccess
+		t.Recipients[1].ORCPT = "rfc822;x@b.example"
+	}
+	body := func(b mail.BodyType) func(*Transaction) {
+		return func(t *Transaction) { t.Message.Envelope.Body = b }
+	}
+	utf8 := func(t *Transaction) { t.Recipients[0].ForwardPath = "ø@b.example" }
+	at := func(phase smtptest.Phase, match string, code int, text string) smtptest.Rule {
+		return smtptest.Rule{At: phase, Match: match, Do: smtptest.Reply(code, text)}
+	}
+	tests := []struct {
+		name    string
+		rule    smtptest.Rule
+		content string
+		set     func(*Transaction)
+		want    string
+		mails   int    // MAIL commands of this message
+		next    string // parameters of the next one
+		err     error
+	}{
+		{"RET", at(smtptest.Mail, "RET=", 555, "5.5.4 what?"), hello, dsn, "dot 250, dot 250", 2, "", nil},
+		{"SIZE, bare", at(smtptest.Mail, "SIZE=", 501, "syntax"), hello, dsn, "dot 250, dot 250", 2, "", nil},
+		{"NOTIFY of one recipient", at(smtptest.Rcpt, "NOTIFY=", 504, "5.5.4 what?"), hello, dsn, "dot 250, dot 250", 2, "SIZE=25", nil},
+		{"NOTIFY and ORCPT", at(smtptest.Rcpt, "=", 555, "5.5.4 what?"), hello, dsn, "dot 250, dot 250", 2, "SIZE=25", nil},
+		{"the address itself", at(smtptest.Rcpt, "a@", 501, "bad address"), hello, dsn, "rcpt 501, dot 250", 2, "SIZE=25 RET=HDRS ENVID=id", nil},
+		{"the address, in words of its own", at(smtptest.Rcpt, "a@", 501, "5.1.3 bad address"), hello, dsn, "rcpt 501, dot 250", 1, "SIZE=25 RET=HDRS ENVID=id", nil},
+		{"no such user", at(smtptest.Rcpt, "a@", 550, "5.1.1 unknown"), hello, dsn, "rcpt 550, dot 250", 1, "SIZE=25 RET=HDRS ENVID=id", nil},
+		{"8BITMIME", at(smtptest.Mail, "8BITMIME", 555, "5.5.4 what?"), eightBit, body(mail.Body8BitMIME), "dot 250, dot 250", 3, "", nil},
+		{"BINARYMIME", at(smtptest.Mail, "BINARYMIME", 504, "5.5.4 what?"), "Subject: x\r\n\r\n\xff\n\x00", body(mail.BodyBinaryMIME), "dot 250, dot 250", 3, "", nil},
+		{"SMTPUTF8", at(smtptest.Mail, "SMTPUTF8", 555, "5.5.4 what?"), hello, utf8, "mail 555, mail 555", 2, "SIZE=25", ErrNeedsSMTPUTF8},
+		{"the sender", at(smtptest.Mail, "from@", 501, "bad sender"), eightBit, body(mail.Body8BitMIME), "mail 501, mail 501", 3, "SIZE=25", nil},
+		{"the sender, in words of its own", at(smtptest.Mail, "from@", 501, "5.1.7 bad sender"), hello, dsn, "mail 501, mail 501", 1, "SIZE=25 RET=HDRS ENVID=id", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			mx, s := start(t, smtptest.Script{Extensions: all, Rules: []smtptest.Rule{tt.rule}})
+			tx := message(tt.content, "a@b.example", "c@b.example")
+			tt.set(&tx)
+			got := s.Send(t.Context(), tx)
+			if codes(got) != tt.want || !s.Usable() || !errors.Is(got.Answers[0].Err, tt.err) {
+				t.Fatalf("%s: %+v", codes(got), got)
+			}
+			commands := strings.Join(mx.Connections()[0].Commands, " ")
+			if n := strings.Count(commands, "MAIL"); n != tt.mails {
+				t.Errorf("%d transactions, want %d: %s", n, tt.mails, commands)
+			}
+			// A refusal that was not of the parameters takes nothing from the next.
+			mx.SetRules()
+			next := message(hello, "a@b.example", "c@b.example")
+			next.Message.Envelope.Ret, next.Message.Envelope.EnvID = tx.Message.Envelope.Ret, tx.Message.Envelope.EnvID
+			if got := s.Send(t.Context(), next); codes(got) != "dot 250, dot 250" {
+				t.Fatalf("the next: %s", codes(got))
+			}
+			messages := mx.Messages()
+			if m := messages[len(messages)-1]; m.Params != tt.next {
+				t.Errorf("the next has %q, want %q", m.Params, tt.next)
 			}
 		})
 	}

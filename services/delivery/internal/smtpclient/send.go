@@ -63,6 +63,9 @@ type sending struct {
 // which all ended; a positive Reply at PhaseDot is the only success. When the
 // context ends the connection is closed.
 //
+// A host that offers an extension and then refuses its parameters sees another
+// transaction without them; a host without BDAT that works, one with DATA.
+//
 // After Send look at Usable: a broken connection, a 421 and a reply out of
 // step end the session. An RSET that is needed goes out with the next
 // transaction.
@@ -72,17 +75,32 @@ func (s *Session) Send(ctx context.Context, t Transaction) Result {
 		x.all(Answer{Phase: mail.PhaseMail, Err: err})
 		return x.Result
 	}
-	s.observe = t.Observe
-	release := s.bind(ctx)
-	s.used++
-	if x.envelope() {
-		x.content()
-	}
-	s.observe = nil
-	if release() != nil || s.over {
-		s.abort()
+	x.carryOut()
+	if !x.over {
+		x.withoutParameters(t)
 	}
 	return x.Result
+}
+
+func (x *sending) carryOut() {
+	x.observe = x.t.Observe
+	release := x.bind(x.ctx)
+	x.used++
+	switch {
+	case x.used > 1 && (x.r.Buffered() > 0 || unasked(x.tcp)):
+		x.spokeUp(mail.PhaseMail)
+	case x.envelope():
+		x.content()
+	}
+	x.observe = nil
+	if release() != nil || x.over {
+		x.abort()
+	}
+	for i := range x.Answers {
+		if a := &x.Answers[i]; a.Phase == mail.PhaseDot && a.Reply.Positive() {
+			a.Promised = mail.Promise{DSN: x.offers.dsn, DeliverBy: x.offers.deliverBy}
+		}
+	}
 }
 
 // The commands of a transaction by number: RSET, MAIL, RCPT for each
@@ -224,8 +242,10 @@ func (x *sending) answer(command int) bool {
 func (x *sending) withoutChunks() bool {
 	x.offers.chunking, x.offers.binary = false, false
 	if x.binary {
-		x.all(Answer{Phase: mail.PhaseData, Err: ErrNeedsBinary})
-		return false
+		if err := x.check(); err != nil {
+			x.all(Answer{Phase: mail.PhaseData, Err: err})
+			return false
+		}
 	}
 	clear(x.Answers)
 	x.Accepted = 0
@@ -249,6 +269,17 @@ func (x *sending) nothing() {
 	}
 }
 
+// spokeUp ends a session whose host has said something that nobody asked for:
+// mostly that it will close. It is no answer to what we are about to say, and
+// from there on every reply would be taken for that to another command.
+func (x *sending) spokeUp(phase mail.Phase) {
+	a := Answer{Phase: phase, Err: ErrOutOfStep}
+	if a.Reply, _ = x.lastWords(nil); a.Reply.Code == 421 {
+		a.Err = nil // RFC 5321 §3.8: that may come at any time
+	}
+	x.end(a)
+}
+
 // broke ends the session after a read failed: for the recipients without an
 // answer that is the answer.
 func (x *sending) broke(phase mail.Phase, err error) {
@@ -257,8 +288,12 @@ func (x *sending) broke(phase mail.Phase, err error) {
 
 // hungUp ends the session after a write failed or was given up.
 func (x *sending) hungUp(phase mail.Phase, err error) {
-	if isOurs(err) {
+	switch {
+	case isOurs(err):
 		x.broke(phase, err)
+		return
+	case errors.Is(err, ErrOutOfStep):
+		x.spokeUp(phase)
 		return
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -59,10 +59,6 @@ func (s *Session) TLS() string { return s.secure }
 // of the host, if Options.Witness wanted to know; nil if it would have.
 func (s *Session) Distrust() error { return s.distrust }
 
-// TakesDSN reports whether the host promised to send the reports that RCPT
-// asks for: RFC 3461 §5.2.
-func (s *Session) TakesDSN() bool { return s.offers.dsn }
-
 // Used returns the number of transactions that were begun.
 func (s *Session) Used() int { return s.used }
 
