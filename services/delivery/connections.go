@@ -66,7 +66,10 @@ func (l *lane) connectionSeen(seen bool) {
 func (s *site) reached(addr netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failures.succeeded(addr)
+	back := s.failures.succeeded(addr)
+	if back || s.breaker.isOpen() {
+		s.noteOutage(time.Now())
+	}
 	if s.breaker.reached() {
 		s.pullNow()
 		s.dispatch()
@@ -83,7 +86,12 @@ func (s *site) unreached(o outage) []*job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.outage = o
-	if !s.breaker.unreached(time.Now(), s.longest) {
+	now := time.Now()
+	opened := s.breaker.unreached(now, s.longest)
+	if s.breaker.isOpen() {
+		s.noteOutage(now)
+	}
+	if !opened {
 		s.dispatch()
 		return nil
 	}
@@ -97,8 +105,8 @@ func (l *lane) trouble(addr netip.AddrPort, hostFailed bool) {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
 	l.concurrency.Failed()
-	if hostFailed {
-		l.site.failures.failed(addr, time.Now())
+	if now := time.Now(); hostFailed && l.site.failures.failed(addr, now) {
+		l.site.noteOutage(now)
 	}
 }
 

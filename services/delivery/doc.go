@@ -127,8 +127,6 @@
 //
 // More sites that crawl than there are connections hold all of them.
 //
-// Whether the breaker of a site was open is found out anew by its next home.
-//
 // Where a pull fails so that nobody knows whether it was committed, the
 // worker ends its life to give back its claims; transactions in progress get
 // DELIVERY_DRAIN_TIMEOUT to end.

@@ -55,18 +55,27 @@ func (f failures) order(route *mail.Route, now time.Time) []target {
 	return append(good, bad...)
 }
 
-func (f failures) failed(addr netip.AddrPort, now time.Time) {
+// failed reports whether that is news: several connections may fail together.
+func (f failures) failed(addr netip.AddrPort, now time.Time) (news bool) {
 	pause := firstPause
-	switch old, again := f[addr]; {
-	case again && (old.probing || !now.Before(old.until)):
+	old, again := f[addr]
+	news = !again || old.probing || !now.Before(old.until)
+	switch {
+	case again && news:
 		pause = min(2*old.pause, maxPause)
 	case again: // one of several at once: one failure
 		pause = old.pause
 	}
 	f[addr] = failure{now.Add(pause), pause, false}
+	return news
 }
 
-func (f failures) succeeded(addr netip.AddrPort) { delete(f, addr) }
+// succeeded reports whether the address had failed before.
+func (f failures) succeeded(addr netip.AddrPort) (back bool) {
+	_, back = f[addr]
+	delete(f, addr)
+	return back
+}
 
 // breaker stops the attempts at a site none of whose hosts can be reached. It
 // opens after some failures in a row; after a pause one attempt is let

@@ -1,11 +1,14 @@
 package delivery
 
 import (
+	"encoding/json"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
 
 var (
@@ -109,5 +112,55 @@ func TestBreaker(t *testing.T) {
 	}
 	if _, at := b.mayTry(now); at.Sub(now) != time.Second {
 		t.Errorf("probe after %v, want the second after which mail would be tried anyway", at.Sub(now))
+	}
+}
+
+func TestOutageIsSavedAndRestored(t *testing.T) {
+	now := time.Now()
+	dead := &site{failures: failures{}, longest: time.Hour}
+	for range failuresToOpen {
+		dead.breaker.unreached(now, time.Hour)
+	}
+	dead.failures.failed(first, now)
+	dead.outage = outage{smtpclient.Answer{Phase: mail.PhaseConnect, Err: errors.New("connection refused")}, target{twoMX.Hosts[0], first}, now}
+	var state siteState
+	state.Outage, state.Failed = dead.saveOutage(now.Add(10 * time.Second))
+	text, err := json.Marshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := func(ago time.Duration) *site {
+		s := &site{failures: failures{}}
+		p := predecessor{savedAt: now.Add(-ago)}
+		if err := json.Unmarshal(text, &p.state); err != nil {
+			t.Fatal(err)
+		}
+		p.restoreOutage(s)
+		return s
+	}
+	left := firstPause - 10*time.Second
+	s := restored(0)
+	if may, at := s.breaker.mayTry(now); may || at.Sub(now) != left {
+		t.Errorf("the next home may try %v, asks again in %v; want in %v", may, at.Sub(now), left)
+	}
+	if head := s.failures.order(twoMX, time.Now())[0].addr; head != second {
+		t.Errorf("the next home tries %v first, which failed", head)
+	}
+	if why := explain(s.outage.answer); why != "at phase connect: connection refused" || s.outage.target.addr != first || s.outage.target.host.Name != "mx1" {
+		t.Errorf("the next home says %q of %+v", why, s.outage.target)
+	}
+	s = restored(left + time.Second)
+	if may, _ := s.breaker.mayTry(now); !may {
+		t.Error("no probe after the time at which it was due")
+	}
+	s.breaker.begin()
+	if may, _ := s.breaker.mayTry(now); may {
+		t.Error("more than one probe")
+	}
+	if head := s.failures.order(twoMX, time.Now())[0].addr; head != first {
+		t.Error("an address is tried last for longer than it was to be")
+	}
+	if restored(left + maxPause + time.Second).breaker.isOpen() {
+		t.Error("an outage that nobody has looked at for long is believed")
 	}
 }

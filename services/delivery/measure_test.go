@@ -232,28 +232,16 @@ func TestAHostThatAsksForPatienceGetsIt(t *testing.T) {
 	if a := r.drained(60 * time.Second); a.Relayed != 40 {
 		t.Errorf("accounts %+v", a)
 	}
-	saved := func(site mail.Site) string {
-		states, err := r.db.LoadSites(t.Context(), []int16{site.Slot()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range states {
-			if s.Site == site {
-				return string(s.State)
-			}
-		}
-		return ""
-	}
-	r.until("the state is saved", 20*time.Second, func() bool { return strings.Contains(saved("mx.d0.test"), `"slow":{"share":0.5`) })
-	if strings.Contains(saved("mx.d1.test"), "slow") {
-		t.Errorf("the other site is slowed down too: %s", saved("mx.d1.test"))
+	r.until("the state is saved", 20*time.Second, func() bool { return strings.Contains(r.savedOf("mx.d0.test"), `"slow":{"share":0.5`) })
+	if strings.Contains(r.savedOf("mx.d1.test"), "slow") {
+		t.Errorf("the other site is slowed down too: %s", r.savedOf("mx.d1.test"))
 	}
 	first.stop()
 	r.start(r.config(""))
 	r.settled(1)
 	r.accept(1, message{domain: domains[0]})
 	r.drained(20 * time.Second)
-	r.until("the next home has the state too", 20*time.Second, func() bool { return strings.Contains(saved("mx.d0.test"), `"slow":{"share":0.5`) })
+	r.until("the next home has the state too", 20*time.Second, func() bool { return strings.Contains(r.savedOf("mx.d0.test"), `"slow":{"share":0.5`) })
 }
 
 // TestProvidersLimitTheirSites: the limits of a provider hold at a site that

@@ -18,6 +18,8 @@ type siteState struct {
 	counts                    // of the lane without a source
 	Whole   counts            `json:"whole"`
 	Lanes   map[string]counts `json:"lanes,omitempty"` // by source
+	Outage  *savedOutage      `json:"outage,omitempty"`
+	Failed  []savedFailure    `json:"failed,omitempty"`
 }
 
 // counts is what the windows of a lane have counted.

@@ -71,6 +71,14 @@ func (s *site) note(now time.Time) {
 	}
 }
 
+// noteOutage says that a host began or ceased to answer. It is saved at once:
+// the next home would try what is dead with all that its limits allow. Caller
+// holds mu.
+func (s *site) noteOutage(now time.Time) {
+	s.note(now)
+	s.urgent = true
+}
+
 // tooMuchUnsaved reports whether nothing may begin before the state is saved.
 // Caller holds mu.
 func (s *site) tooMuchUnsaved(now time.Time) bool {
@@ -95,6 +103,8 @@ func (s *site) save(clean bool) store.SiteState {
 		s.lane(s.home.sourceOf(name)) // not used here: still to be remembered
 	}
 	state := siteState{SavedAt: now, Clean: clean, Unknown: unknown(s.saveEvery()), Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
+	state.Outage, state.Failed = s.saveOutage(now)
+	s.urgent = false
 	for _, l := range s.lanes {
 		c := count(now, &l.messages, &l.connections)
 		c.Slow, c.Warming = l.slow.Save(now), l.warming.Save(now)
@@ -118,6 +128,7 @@ func (s *site) saved(err error) {
 	defer s.mu.Unlock()
 	if err != nil && !s.saving.IsZero() {
 		s.unsaved = s.saving
+		s.urgent = true
 	}
 	s.saving = time.Time{}
 	s.dispatch() // it may have waited for this
@@ -128,7 +139,12 @@ func (s *site) saved(err error) {
 func (s *site) toSave(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unsaved.IsZero() || s.stopped || now.Sub(s.unsaved) < s.saveEvery()/2 {
+	switch {
+	case s.unsaved.IsZero() || s.stopped:
+		return false
+	case s.urgent:
+		return true
+	case now.Sub(s.unsaved) < s.saveEvery()/2:
 		return false
 	}
 	for _, l := range s.lanes {

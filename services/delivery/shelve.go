@@ -16,13 +16,6 @@ import (
 // for its site and then not parked, because this process died between.
 const parkWithin = 10 * time.Second
 
-// outage is why the mail of a site waits: the last attempt reached no host.
-type outage struct {
-	answer smtpclient.Answer
-	target target
-	at     time.Time
-}
-
 // shelve lays requests aside that nobody has claimed, for a site none of whose
 // hosts can be reached: first the reason goes into their history, and a delay
 // notice is planned, as if each had been tried; then they are parked until a

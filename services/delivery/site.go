@@ -52,6 +52,7 @@ type site struct {
 	suspendedUntil time.Time
 	stopped        bool      // this process is no longer its home: nothing more goes out
 	unsaved        time.Time // the first event since the state was saved; zero: there was none
+	urgent         bool      // it is to be saved at once
 	saving         time.Time // the first event in the state that is being saved
 	wake           time.Time // the earliest moment at which a limit allows more
 	wakeUp         *time.Timer

@@ -63,6 +63,7 @@ func (w *worker) newSite(part sitePart, in *slot) *site {
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil
 	s.before = predecessorOf(saved, in)
+	s.before.restoreOutage(s)
 	return s
 }
 
