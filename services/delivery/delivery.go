@@ -69,7 +69,8 @@ type worker struct {
 	sessions    errgroup.Group // one per connection
 	helpers     errgroup.Group // drains of dead workers
 	connections *semaphore.Weighted
-	tls         *tls.Config // the base of every session's
+	wanted      chan struct{} // one for each session that waits for a connection to be closed
+	tls         *tls.Config   // the base of every session's
 	broken      *brokenTLS
 	tlsReports  *tlsReports
 	contents    *semaphore.Weighted
@@ -113,6 +114,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
 			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
+			wanted:      make(chan struct{}, config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
 			tls:         &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessionsKept)},
 			broken:      &brokenTLS{store: db},

@@ -79,6 +79,79 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
+// TestIdleConnections: a connection without work is kept for the next message,
+// and closed when it has been idle for its time.
+func TestIdleConnections(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	kept, brief := smtptest.Start(t, smtptest.Script{Discard: true}), smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("kept.test", "mx.kept.test", kept.Addr())
+	r.route("brief.test", "mx.brief.test", brief.Addr())
+	r.start(r.config("[\"kept.test\"]\nidle_timeout = \"10m\"\n[\"brief.test\"]\nidle_timeout = \"300ms\"\n"))
+	r.settled(1)
+	r.conduct()
+	for n := range 3 {
+		r.accept(1, message{domain: "kept.test"})
+		r.accept(1, message{domain: "brief.test"})
+		r.drained(20 * time.Second)
+		r.until("the connection of the other site is closed", 20*time.Second, func() bool { return brief.Open() == 0 })
+		if got := len(brief.Connections()); got != n+1 {
+			t.Errorf("%d connections after %d messages, each of which came too late for the one before", got, n+1)
+		}
+	}
+	for _, c := range brief.Connections() {
+		if got := strings.Join(c.Commands, " "); got != "EHLO MAIL RCPT DATA QUIT" {
+			t.Errorf("a connection heard %q", got)
+		}
+	}
+	for _, m := range brief.Messages() {
+		if idle := brief.Connections()[m.Connection-1].ClosedAt.Sub(m.DotAt); idle < 300*time.Millisecond {
+			t.Errorf("closed after %v, want 300 ms", idle)
+		}
+	}
+	if n := len(kept.Connections()); n != 1 || kept.Open() != 1 {
+		t.Errorf("%d connections for three messages, %d are open; want the same one for all", n, kept.Open())
+	}
+}
+
+// TestIdleConnectionsMakeWay: this process may have two connections, and both
+// are idle for as long as anybody would wait. Who needs one gets it.
+func TestIdleConnectionsMakeWay(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	config := r.config("[\"default\"]\nidle_timeout = \"10m\"\n")
+	config.Connections = 2
+	r.start(config)
+	r.settled(1)
+	r.conduct()
+	hosts := make([]*smtptest.Server, 5)
+	for i := range hosts {
+		domain := mail.Domain(fmt.Sprintf("idle%d.test", i))
+		hosts[i] = smtptest.Start(t, smtptest.Script{Discard: true})
+		r.route(domain, mail.Site("mx."+domain), hosts[i].Addr())
+		r.accept(1, message{domain: domain})
+		hosts[i].WaitMessages(t, 1, 20*time.Second)
+		r.drained(20 * time.Second)
+	}
+	r.until("two are open", 20*time.Second, func() bool {
+		open := 0
+		for _, host := range hosts {
+			open += host.Open()
+		}
+		return open == 2
+	})
+	for i, host := range hosts[:3] {
+		if c := host.Connections(); len(c) != 1 || strings.Join(c[0].Commands, " ") != "EHLO MAIL RCPT DATA QUIT" {
+			t.Errorf("host %d, idle the longest, saw %+v; want one connection, ended by QUIT", i, c)
+		}
+	}
+	for i, host := range hosts[3:] {
+		if host.Open() != 1 {
+			t.Errorf("host %d, of those used last, has %d connections", i+3, host.Open())
+		}
+	}
+}
+
 func TestTransientReplyIsTriedAgainBySchedule(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

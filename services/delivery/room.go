@@ -5,7 +5,8 @@ import "github.com/postrider/postrider/pkg/mail"
 // The connections of a process and its memory for contents are for all of its
 // sites. A site has at most as much of either as all sites leave free: so one
 // that crawls has half of it at most, and two have a third each, and whoever
-// has nothing finds room. A site that has nothing may always begin. Nobody
+// has nothing finds room. A site that has nothing may always begin, and then an
+// idle connection of another one makes way. Nobody
 // needs to be told when there is more room: whoever waits for it has a
 // transaction in hand, and looks again at its end.
 
@@ -18,6 +19,30 @@ func (s *site) mayOpen() bool { return len(s.sessions) == 0 || s.openIsFair(len(
 func (s *site) openIsFair(n int) bool {
 	others := s.home.opened.Load() - int64(len(s.sessions))
 	return n <= 1 || int64(2*n) <= s.home.config.Connections-others+1
+}
+
+// takePlace waits until this process may have one more connection. If it has
+// all that it may, the one that has been idle the longest is closed for it,
+// whatever its site. False means that the session has ended meanwhile.
+func (ss *session) takePlace() bool {
+	if ss.connections.TryAcquire(1) {
+		return true
+	}
+	ss.want()
+	err := ss.connections.Acquire(ss.ctx, 1)
+	select {
+	case <-ss.wanted: // none was idle
+	default:
+	}
+	return err == nil
+}
+
+// want has an idle connection closed, now or when there is one.
+func (w *worker) want() {
+	select {
+	case w.wanted <- struct{}{}:
+	default: // as many are wanted as there are
+	}
 }
 
 // mayHold reports whether the content of one more transaction, of any size,

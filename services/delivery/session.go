@@ -61,7 +61,7 @@ func newSession(w *worker, l *lane) *session {
 func (ss *session) run(j *job) {
 	defer ss.site.ended(ss)
 	defer ss.cancel(nil)
-	if ss.connections.Acquire(ss.ctx, 1) != nil {
+	if !ss.takePlace() {
 		ss.lane.neverBegan()
 		ss.site.mailOver(ss.lane, false)
 		ss.site.letGo(j)
@@ -92,14 +92,20 @@ func (ss *session) next() *job {
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
+	wanted := false
 	select {
 	case j := <-ss.work:
 		return j
 	case <-timer.C:
+	case <-ss.wanted:
+		wanted = true
 	case <-ss.ctx.Done():
 	}
 	if ss.site.leave(ss) {
 		return nil
+	}
+	if wanted {
+		ss.want() // of another one: this one was given work meanwhile
 	}
 	return <-ss.work
 }
