@@ -30,7 +30,8 @@
 //	          from a source of their pool                     turn.go, connections.go,
 //	                                                          hosts.go, internal/pace
 //	shelve    mail of a site none of whose hosts answers      shelve.go
-//	session   one connection: dial, load, relay, next         session.go, load.go
+//	session   one connection, and the jobs that it serves     session.go
+//	attempt   one go at a job: dial, load, relay              attempt.go, load.go
 //	judge     what each answer means                          trouble.go
 //	heard     rules that replies set off, hosts that ask for  measure.go,
 //	          patience, what operators have suspended         internal/adapt
