@@ -77,6 +77,16 @@ func (f failures) succeeded(addr netip.AddrPort) (back bool) {
 	return back
 }
 
+// idle reports whether no address is tried after others now.
+func (f failures) idle(now time.Time) bool {
+	for _, failed := range f {
+		if now.Before(failed.until) {
+			return false
+		}
+	}
+	return true
+}
+
 // breaker stops the attempts at a site none of whose hosts can be reached. It
 // opens after some failures in a row; after a pause one attempt is let
 // through. Not safe for concurrent use; the site guards it.

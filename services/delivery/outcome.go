@@ -40,8 +40,8 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 		case !o.Untried:
 			scheduled := values.RetrySchedule.NextAttempt(a.over, p.ExpiresAt, p.Tries, a.jitter)
 			o.NextAttemptAt = patienceOf(&o, p.Tries).next(a.over, scheduled)
-		case a.taking.Err() != nil || a.lease.left() <= 0:
-			o.NextAttemptAt = a.over // for whoever goes on
+		case errors.Is(answer.Err, errLeaseOver) || a.taking.Err() != nil || a.lease.left() <= 0:
+			o.NextAttemptAt = a.over // for whoever goes on: the next home, or the next life
 		default:
 			o.NextAttemptAt = a.over.Add(untriedPause)
 		}

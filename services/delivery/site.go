@@ -283,14 +283,24 @@ func (s *site) suspend(until time.Time) []*job {
 	return s.drop()
 }
 
-// quiet reports whether nothing is open, waits or is remembered: the site can
-// be forgotten.
-func (s *site) quiet() bool {
+// retire stops a site where nothing is open, waits or is remembered, so that
+// it can be forgotten: whoever has just got hold of it parks its mail, and the
+// limits are never counted in two places. It reports whether it did.
+func (s *site) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	if s.stopped || !s.quiet(time.Now()) {
+		return false
+	}
+	s.stopped = true
+	return true
+}
+
+// quiet reports whether nothing is open, waits or is remembered. Caller holds
+// mu.
+func (s *site) quiet(now time.Time) bool {
 	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
-		!now.Before(s.breaker.probeAt) && s.whole.idle(now) && s.watch.Idle(now) &&
+		!now.Before(s.breaker.probeAt) && s.whole.idle(now) && s.watch.Idle(now) && s.failures.idle(now) &&
 		!slices.ContainsFunc(s.lanes, func(l *lane) bool { return !l.quiet(now) })
 }
 

@@ -152,7 +152,7 @@ func (w *worker) forgetQuiet() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for part, s := range w.sites {
-		if w.slots[s.slot].tenure == ours && s.quiet() {
+		if w.slots[s.slot].tenure == ours && s.retire() {
 			delete(w.sites, part)
 		}
 	}

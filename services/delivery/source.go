@@ -307,6 +307,7 @@ func (w *worker) add(s *site, jobs []*job, reserved ...places) {
 	asides, unservable := s.add(jobs, reserved)
 	w.setAside(asides)
 	for _, u := range unservable {
+		w.unload(u.job.load)
 		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: u.err}
 		w.settles.in <- w.delayed(u.job.request, answer)
 	}
