@@ -130,9 +130,12 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 		if errors.Is(err, errEgressListener) {
 			return fmt.Errorf("delivery: %w", err)
 		}
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() == nil:
 			slog.Error("worker begins a new life", "worker_id", w.id, "error", err)
 			sleep(ctx, maxStorePause)
+		case err != nil:
+			slog.Warn("worker did not end in order: the others wait until its lease is over", "worker_id", w.id, "error", err)
 		}
 	}
 	return nil
@@ -164,8 +167,10 @@ func (w *worker) live(ctx context.Context) error {
 		h := &homes{worker: w}
 		err := h.run(taking)
 		if errors.Is(err, errGone) {
-			// Nothing that we hold is ours any more.
+			// Nothing that we hold is ours any more, and nothing new begins: not
+			// even to end at once, again and again, until the lease is over.
 			stop(err)
+			h.lose(h.slotsIn(ours, leaving))
 			cutWork()
 			cutKeep()
 		}

@@ -132,6 +132,31 @@ func TestShutdownGivesBackAndFreesTheSlots(t *testing.T) {
 	}
 }
 
+// TestAWorkerThatIsDeclaredDeadLivesAgain: it finds out at its next renewal,
+// drops what it has in hand, which others have now, and begins anew.
+func TestAWorkerThatIsDeclaredDeadLivesAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Mail, Do: smtptest.Later(time.Minute, smtptest.Reply(250, "2.1.0 at last"))},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	ids := r.accept(20, message{domain: "example.test"})
+	r.start(r.config("[\"default\"]\nconnection_limit = 2"))
+	r.settled(1)
+	r.ring()
+	r.until("transactions are in progress", 5*time.Second, func() bool { return mx.Open() == 2 })
+	mx.SetRules()
+	for id := range r.homes() {
+		if err := r.db.EndWorker(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.conduct()
+	r.drained(20 * time.Second)
+	r.mustArrive(mx, ids)
+}
+
 // TestANewHomeStartsWarm: what slow start had reached is where the next home
 // begins.
 func TestANewHomeStartsWarm(t *testing.T) {
