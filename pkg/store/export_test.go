@@ -24,6 +24,9 @@ func HotStatements(id mail.QueueID) map[string]string {
 	}
 }
 
+// Dialer makes the connections of all pools.
+var Dialer = dialer
+
 // SawClock lets the store believe that the clock of Postgres shows t.
 func (s *Store) SawClock(t time.Time) { s.clock.saw(t) }
 

@@ -92,6 +92,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		cfg.MinConns = 0
 		cfg.MaxConnIdleTime = 5 * time.Minute
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+		cfg.ConnConfig.DialFunc = dialer().DialContext
 		if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
 			cfg.ConnConfig.RuntimeParams["application_name"] = "postrider"
 		}
