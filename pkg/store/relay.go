@@ -67,16 +67,8 @@ func (s *Store) SetRelayCredential(ctx context.Context, c RelayCredential) error
 	return nil
 }
 
-// DeleteRelayCredential removes a credential. ErrNotFound: there is none of
-// the name. It fails while a rule names it.
+// DeleteRelayCredential removes a credential. ErrInUse: a rule names it.
+// ErrNotFound: there is none.
 func (s *Store) DeleteRelayCredential(ctx context.Context, name string) error {
-	const q = `DELETE FROM relay_credentials WHERE name = $1`
-	tag, err := s.plain.Exec(ctx, q, name)
-	if err != nil {
-		return fmt.Errorf("relay credential %s: %w", name, err)
-	}
-	if tag.RowsAffected() == 0 {
-		return ErrNotFound
-	}
-	return nil
+	return s.removed(ctx, "relay credential "+name, `DELETE FROM relay_credentials WHERE name = $1`, name)
 }

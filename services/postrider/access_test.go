@@ -95,7 +95,7 @@ func TestTenantCommands(t *testing.T) {
 	l.fails("tenant add Acme", `tenant "Acme"`, true)
 	l.fails("tenant add x --bytes-per-day lots", "want bytes such as", true)
 	l.fails("tenant add x --messages-per-second -1", "0 (no bound) or more", true)
-	l.fails("tenant add", "wants 1 arguments", true)
+	l.fails("tenant add", "tenant add wants NAME", true)
 	l.fails("tenant nonsense", "unknown command", true)
 	l.ok("tenant set acme --bytes-per-day 0", "changed tenant acme")
 	l.fails("tenant set acme", "nothing to change", true)

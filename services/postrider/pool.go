@@ -1,6 +1,7 @@
 package postrider
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strconv"
@@ -42,7 +43,7 @@ func poolSetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "pool "+args[0]+" is set", func(db *store.Store) error {
 				return explain(db.SetPool(c.Context(), args[0], members), "one of the sources of pool", args[0])
 			})
 		},
@@ -128,7 +129,7 @@ func poolAssignCommand() *cobra.Command {
 		Short: `Have the mail of a tenant leave from a pool; "" is the default one`,
 		Args:  exactly("TENANT", "POOL"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "mail of tenant "+args[0]+" leaves from pool "+cmp.Or(args[1], "default"), func(db *store.Store) error {
 				return explain(db.SetTenantPool(c.Context(), args[0], args[1]), "tenant", args[0])
 			})
 		},
@@ -141,7 +142,7 @@ func poolDeleteCommand() *cobra.Command {
 		Short: "Remove a pool; mail that is to leave from it waits",
 		Args:  exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), func(db *store.Store) error { return db.SetPool(c.Context(), args[0], nil) })
+			return did(c, "deleted pool "+args[0], func(db *store.Store) error { return db.SetPool(c.Context(), args[0], nil) })
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -262,7 +263,7 @@ func operateCommands() []*cobra.Command {
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != len(names) {
-			return usageError{fmt.Errorf("%s wants %d arguments: %v", c.CommandPath(), len(names), names)}
+			return usageError{fmt.Errorf("%s wants %s; see %s --help", c.CommandPath(), strings.Join(names, " "), c.CommandPath())}
 		}
 		return nil
 	}

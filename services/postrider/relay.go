@@ -99,10 +99,12 @@ func relayCredentialCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				err := db.DeleteRelayCredential(c.Context(), args[0])
-				if errors.Is(err, store.ErrNotFound) {
+				switch {
+				case errors.Is(err, store.ErrNotFound):
 					return fmt.Errorf("there is no credential %s", args[0])
-				}
-				if err != nil {
+				case errors.Is(err, store.ErrInUse):
+					return fmt.Errorf("a rule names credential %s: remove or change that first, see postrider route list", args[0])
+				case err != nil:
 					return err
 				}
 				return said(c.OutOrStdout(), "removed credential %s\n", args[0])

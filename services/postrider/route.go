@@ -67,7 +67,10 @@ func (l routeLine) goes() string {
 		words = append(words, "from pool "+l.Pool)
 	}
 	if f := l.Fallback; f != nil {
-		words = append(words, "; "+f.due()+" "+way(f.Hosts, f.Credential)+", TLS "+f.TLS)
+		words = append(words, "; "+f.due()+" "+way(f.Hosts, f.Credential))
+		if f.TLS != "" {
+			words[len(words)-1] += ", TLS " + f.TLS
+		}
 	}
 	return strings.ReplaceAll(strings.Join(words, " "), " ;", ";")
 }

@@ -56,6 +56,8 @@ type shaped struct {
 	Domain   string           `json:"domain"`
 	Site     string           `json:"site"`
 	Hosts    []string         `json:"hosts"`
+	Routed   bool             `json:"routed,omitempty"`  // the hosts are those of the routing table
+	Trouble  string           `json:"trouble,omitempty"` // why the hosts are not known
 	Source   string           `json:"source,omitempty"`
 	Provider string           `json:"provider,omitempty"`
 	Slots    []int16          `json:"slots"`
@@ -123,15 +125,11 @@ func explainShaping(ctx context.Context, db *store.Store, domain mail.Domain, so
 	if s, err = s.With(measures, sites); err != nil {
 		return e, err
 	}
-	var dns resolver.DNSConfig
-	if err := boot.Load(nil, &dns); err != nil {
-		return e, err
-	}
-	hosts, site, err := resolver.Exchangers(ctx, dns, domain)
+	hosts, site, err := e.find(ctx, db, domain)
 	if err != nil {
 		return e, err
 	}
-	if own := s.Site(domain, hosts); own != "" {
+	if own := s.Site(domain, hosts); own != "" && !e.Routed {
 		site = own
 	}
 	for _, h := range hosts {
@@ -172,11 +170,43 @@ func (e shaped) slots() string {
 	return text
 }
 
+// find finds where mail for a domain goes: by the routing table, else by the
+// MX records of now. Without those the values of its name are left.
+func (e *shaped) find(ctx context.Context, db *store.Store, domain mail.Domain) ([]mail.Host, mail.Site, error) {
+	var dns resolver.DNSConfig
+	if err := boot.Load(nil, &dns); err != nil {
+		return nil, "", err
+	}
+	rules, err := db.Routing(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	hosts, site, err := resolver.SmartHosts(dns, rules, domain)
+	if err != nil || len(hosts) > 0 {
+		e.Routed = true
+		return hosts, site, err
+	}
+	hosts, site, err = resolver.Exchangers(ctx, dns, domain)
+	if err != nil {
+		e.Trouble = err.Error()
+	}
+	return hosts, site, ctx.Err()
+}
+
 func (e shaped) print(w io.Writer) error {
-	fmt.Fprintf(w, "%s goes to site %s\n", e.Domain, clean(e.Site))
-	fmt.Fprintf(w, "  hosts     %s\n", clean(strings.Join(e.Hosts, " ")))
+	switch hosts := clean(strings.Join(e.Hosts, " ")); {
+	case e.Trouble != "":
+		fmt.Fprintf(w, "%s has no known hosts: these are the values of its name\n  trouble   %s\n", e.Domain, clean(e.Trouble))
+	case e.Routed:
+		fmt.Fprintf(w, "%s goes to site %s\n  hosts     %s, by the routing table\n", e.Domain, clean(e.Site), hosts)
+	default:
+		fmt.Fprintf(w, "%s goes to site %s\n  hosts     %s\n", e.Domain, clean(e.Site), hosts)
+	}
 	fmt.Fprintf(w, "  provider  %s\n", orDash(clean(e.Provider)))
-	fmt.Fprintf(w, "  slots     %s\n\n", e.slots())
+	if e.Site != "" {
+		fmt.Fprintf(w, "  slots     %s\n", e.slots())
+	}
+	fmt.Fprintln(w)
 	t := newTable(w, "KEY", "VALUE", "SET BY", "IN")
 	for _, o := range e.Values {
 		t.row(o.Key, clean(o.Value), orDash(clean(o.Block)), clean(o.From))
@@ -431,7 +461,7 @@ func shapingRollbackCommand() *cobra.Command {
 						return err
 					}
 					if len(all) < 2 {
-						return errors.New("there is no earlier version")
+						return errors.New("there is no earlier version; an empty file, applied, takes this one back")
 					}
 					args = []string{fmt.Sprint(all[1].Version)}
 				}

@@ -93,7 +93,9 @@ func TestShapingCommands(t *testing.T) {
 	if err := json.Unmarshal([]byte(l.ok("shaping explain corp.example -o json")), &e); err != nil || e.Site != "provider:big" || len(e.Shared) != 1 || len(e.Rules) != 1 {
 		t.Errorf("%+v, %v", e, err)
 	}
-	l.fails("shaping explain gone.example", "gone.example", false)
+	l.ok("shaping explain gone.example", "no known hosts", "gone.example", "connection_limit")
+	l.ok("route set routed.example smart.example:587", "routed.example goes by")
+	l.ok("shaping explain routed.example", "goes to site smart.example:587", "by the routing table", "connection_limit")
 
 	write("[\"default\"]\nconnection_limt = 1\n[[\"default\".automation]]\nregex=\"(?=x)\"\naction=\"Suspend\"\nduration=\"1h\"")
 	for _, command := range []string{"shaping validate ", "shaping apply "} {

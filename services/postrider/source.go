@@ -65,7 +65,7 @@ func sourceSetCommand() *cobra.Command {
 			if !tenantName.MatchString(args[0]) {
 				return usageError{fmt.Errorf("source %q: want up to 63 lower-case letters, digits, dots, hyphens and underscores", args[0])}
 			}
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "source "+args[0]+" is set", func(db *store.Store) error {
 				return changeSource(c.Context(), db, args[0], true, func(s *store.Source) error {
 					for _, f := range []struct {
 						name, value string
@@ -119,6 +119,14 @@ func setFrom(c *cobra.Command, from string, s *store.Source) error {
 		s.WarmUpFrom = time.Now().UTC()
 	}
 	return nil
+}
+
+// did makes a change in Postgres and says what was done.
+func did(c *cobra.Command, done string, do func(*store.Store) error) error {
+	if err := withStore(c.Context(), do); err != nil {
+		return err
+	}
+	return said(c.OutOrStdout(), "%s\n", done)
 }
 
 // changeSource lets change alter a source, which is made if it is not there
@@ -224,7 +232,7 @@ func sourceSuspendCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "suspended source "+args[0]+" for "+span(d), func(db *store.Store) error {
 				return changeSource(c.Context(), db, args[0], false, func(s *store.Source) error {
 					s.SuspendedUntil, s.SuspendReason = time.Now().Add(d), reason
 					return nil
@@ -243,7 +251,7 @@ func sourceResumeCommand() *cobra.Command {
 		Short: "Use a source again",
 		Args:  exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "resumed source "+args[0], func(db *store.Store) error {
 				return changeSource(c.Context(), db, args[0], false, func(s *store.Source) error {
 					s.SuspendedUntil, s.SuspendReason = time.Time{}, ""
 					return nil
@@ -259,8 +267,8 @@ func sourceUnblockCommand() *cobra.Command {
 		Short: "Try a source again at a site that has blocked it",
 		Args:  exactly("NAME", "SITE"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), func(db *store.Store) error {
-				return explain(db.UnblockSource(c.Context(), args[0], mail.Site(args[1])), "block of source", args[0])
+			return did(c, "source "+args[0]+" is tried again at "+clean(args[1]), func(db *store.Store) error {
+				return explain(db.UnblockSource(c.Context(), args[0], mail.Site(args[1])), "block of source", args[0]+" at "+args[1])
 			})
 		},
 	}
@@ -272,7 +280,7 @@ func sourceDeleteCommand() *cobra.Command {
 		Short: "Remove a source that is in no pool",
 		Args:  exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), func(db *store.Store) error {
+			return did(c, "deleted source "+args[0], func(db *store.Store) error {
 				err := db.RemoveSource(c.Context(), args[0])
 				if errors.Is(err, store.ErrInUse) {
 					return fmt.Errorf("source %s is in a pool: take it out first", args[0])

@@ -103,6 +103,15 @@ func (r *resolver) lookup(ctx context.Context, a aim) (way, error) {
 	return r.wayOf(a, res), nil
 }
 
+// siteBy is the site of smart hosts where we authenticate by a credential:
+// providers count by account.
+func siteBy(credential string, site mail.Site) mail.Site {
+	if credential == "" {
+		return site
+	}
+	return mail.Site(credential + "@" + string(site))
+}
+
 // wayOf adds to a result what the routing table and shaping say of the aim.
 func (r *resolver) wayOf(a aim, res mx.Result) way {
 	if res.Trouble != nil {
@@ -118,9 +127,8 @@ func (r *resolver) wayOf(a aim, res mx.Result) way {
 		if site := r.shaping.Site(a.domain, w.plan.Hosts); site != "" {
 			w.site = site
 		}
-	case d.credential != "":
-		// Providers count by account.
-		w.site = mail.Site(d.credential + "@" + string(w.site))
+	default:
+		w.site = siteBy(d.credential, w.site)
 	}
 	v := r.shaping.For(shaping.Query{Domain: a.domain, Site: w.site, Hosts: w.plan.Hosts})
 	w.tls = mx.Demands{TLS: cmp.Or(d.tls, v.TLS), IgnoreDANE: !v.DANE, IgnoreSTS: !v.MTASTS}

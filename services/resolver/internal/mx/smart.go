@@ -24,7 +24,7 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 	// DNS says of an absent name.
 	expires := time.Now().Add(r.ttl.negative)
 	valid := expires
-	hosts, speaks, err := r.parseSmartHosts(entries)
+	hosts, speaks, err := parseSmartHosts(entries, r.cfg.Port)
 	if err != nil {
 		return transient(cannotRouteNow, "no smart host can be used: "+err.Error()), earlier(expires, time.Now().Add(r.ttl.failure))
 	}
@@ -72,9 +72,23 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 	return transient(cannotRouteNow, "no smart host can be used: "+strings.Join(wrong, "; ")), earlier(expires, time.Now().Add(r.ttl.failure))
 }
 
+// SmartSite returns the hosts of a rule, without their addresses, and their
+// site. It does not ask DNS.
+func SmartSite(entries []string, port uint16) ([]mail.Host, mail.Site, error) {
+	targets, _, err := parseSmartHosts(entries, port)
+	if err != nil {
+		return nil, "", err
+	}
+	hosts := make([]mail.Host, len(targets))
+	for i, t := range targets {
+		hosts[i] = mail.Host{Name: t.name, Preference: t.preference, Port: t.port}
+	}
+	return hosts, smartSite(targets), nil
+}
+
 // parseSmartHosts reads the hosts of a rule. The place of an entry is the
 // preference of its hosts.
-func (r *Resolver) parseSmartHosts(entries []string) (hosts []target, speaks mail.HostProtocol, err error) {
+func parseSmartHosts(entries []string, port uint16) (hosts []target, speaks mail.HostProtocol, err error) {
 	parsed, err := mail.ParseSmartHosts(entries)
 	if err != nil {
 		return nil, "", err
@@ -90,7 +104,7 @@ func (r *Resolver) parseSmartHosts(entries []string) (hosts []target, speaks mai
 			case speaks == mail.SpeaksLMTP:
 				t.port = lmtpPort
 			default:
-				t.port = r.cfg.Port
+				t.port = port
 			}
 			hosts = append(hosts, t)
 		}
