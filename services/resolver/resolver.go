@@ -206,6 +206,8 @@ func (r *resolver) refreshRouting(ctx context.Context, since time.Time) error {
 	if r.routingAt.After(since) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, readWithin) // others wait
+	defer cancel()
 	begin := time.Now()
 	rules, err := r.db.Routing(ctx)
 	if err != nil {

@@ -83,8 +83,8 @@ type Demands struct {
 
 // Route draws a route: hosts by preference, in random order within one, so
 // that load spreads over them (RFC 5321 §5.1: "MUST randomize"), as their
-// weights say if they have some; addresses of a host rotated at random within a family, the families taking turns, IPv4
-// first.
+// weights say if they have some; addresses of a host rotated at random within
+// a family, the families taking turns, IPv4 first.
 func (p *Plan) Route(d Demands) *mail.Route {
 	r := &mail.Route{Site: p.Site, Hosts: slices.Clone(p.Hosts), TLS: d.TLS, SmartHost: p.smartHost, ExpiresAt: p.ExpiresAt,
 		LMTP: p.speaks == mail.SpeaksLMTP, ImplicitTLS: p.speaks == mail.SpeaksSMTPS}
