@@ -59,8 +59,8 @@ type Action struct {
 	Key, Value string
 }
 
-// Match returns the pattern that the reply matches, or "". The text is KumoMTA's: code, enhanced code and lines
-// on one line.
+// Match returns the pattern that the reply matches, or "". The text is
+// KumoMTA's: code, enhanced code and lines on one line.
 func (r *Rule) Match(text string, internal bool) string {
 	if internal && !r.Internal {
 		return ""

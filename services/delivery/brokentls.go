@@ -35,6 +35,7 @@ type brokenTLS struct {
 
 // run rereads what is remembered until ctx is done.
 func (b *brokenTLS) run(ctx context.Context) error {
+	failing := false
 	for ctx.Err() == nil {
 		read, cancel := context.WithTimeout(ctx, storeWithin)
 		all, err := b.store.BrokenTLS(read)
@@ -47,7 +48,10 @@ func (b *brokenTLS) run(ctx context.Context) error {
 			b.mu.Lock()
 			b.faults = faults
 			b.mu.Unlock()
+		} else if !failing && ctx.Err() == nil {
+			slog.Warn("what is remembered of broken TLS cannot be read; the last of it holds", "error", err)
 		}
+		failing = err != nil
 		sleep(ctx, rereadBroken)
 	}
 	return nil

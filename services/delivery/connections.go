@@ -135,9 +135,9 @@ func (s *site) abandon() {
 	}
 }
 
-// servesOn reports whether a connection of the lane that has served so many transactions
-// may serve another one: not if it has served its share, or if more are open
-// than the limits allow by now.
+// servesOn reports whether a connection of the lane that has served so many
+// transactions may serve another one: not if it has served its share, or if
+// more are open than the limits allow by now.
 func (l *lane) servesOn(used int) bool {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()

@@ -18,7 +18,9 @@ import (
 )
 
 const (
-	// countEvery is how often what was counted goes to Postgres.
+	// countEvery is how often what was counted goes to Postgres. It is not
+	// part of the settle: all workers count in the same rows, and whoever has
+	// one waits for the disk with it.
 	countEvery = 10 * time.Second
 	// maxTLSResults bounds the kinds of result that wait for that; more are
 	// not counted. 10,000 are 10 s of trouble with as many domains.
