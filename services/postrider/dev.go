@@ -294,6 +294,7 @@ func (d *dev) announce(ctx context.Context, smtp net.Addr) error {
 		PostgresURL: d.cfg.Store.URL,
 		SMTP:        smtp.String(),
 		HTTP:        d.process.HTTPAddress(),
+		Submit:      d.cfg.Ingress.HTTP.Listen,
 		Arrivals:    filepath.Join(dir, arrivalsName),
 		Spans:       filepath.Join(dir, spansName),
 		Log:         filepath.Join(dir, logName),
@@ -326,12 +327,16 @@ func (i instance) welcome() string {
 	if err != nil {
 		host, port = "127.0.0.1", "2525"
 	}
+	submit := ""
+	if i.Submit != "" {
+		submit = ", mail by HTTP on http://" + i.Submit + " (docs/submission.md)"
+	}
 	self := os.Args[0]
 	if strings.Contains(self, "go-build") {
 		self = "go run ./services/postrider/cmd/postrider"
 	}
 	return fmt.Sprintf(`
-postrider is up: SMTP on %s, health and metrics on http://%s
+postrider is up: SMTP on %s, health and metrics on http://%s%s
 
 Send a message; demo.test is a destination inside this process:
   swaks --server %s --from you@demo.test --to friend@demo.test
@@ -346,5 +351,5 @@ Look, in another terminal:
   tail -f %s
 Ctrl-C stops everything; the queue is there again at the next start.
 
-`, i.SMTP, i.HTTP, i.SMTP, host, port, self, self, i.Arrivals, i.Log)
+`, i.SMTP, i.HTTP, submit, i.SMTP, host, port, self, self, i.Arrivals, i.Log)
 }

@@ -22,7 +22,8 @@ type instance struct {
 	PID         int    `json:"pid"`
 	PostgresURL string `json:"postgres_url"`
 	SMTP        string `json:"smtp"`
-	HTTP        string `json:"http"`
+	HTTP        string `json:"http"`     // health and metrics
+	Submit      string `json:"submit"`   // mail by HTTP; "" if nowhere
 	Arrivals    string `json:"arrivals"` // directory
 	Spans       string `json:"spans"`    // file
 	Log         string `json:"log"`      // file
