@@ -129,6 +129,9 @@ func toSign(content []byte) ([]string, error) {
 			count[strings.ToLower(string(bytes.TrimRight(name, " \t")))]++
 		}
 	}
+	if count["from"] == 0 {
+		return nil, errors.New("there is no From field, which must be signed (RFC 6376 §5.4)")
+	}
 	var names []string
 	add := func(name string, more int) error {
 		n := count[strings.ToLower(name)]

@@ -178,7 +178,7 @@ func TestRepeatedFields(t *testing.T) {
 			t.Errorf("%q: %v, %s", more, err, field)
 		}
 	}
-	for _, content := range []string{"", "From: a\r\nno end"} {
+	for _, content := range []string{"", "From: a\r\nno end", "Subject: x\r\n\r\nFrom: a\r\n"} {
 		if field, err := s.Sign([]byte(content)); err == nil {
 			t.Errorf("%q is signed: %s", content, field)
 		}
