@@ -232,6 +232,9 @@ func TestMeasuresCountBeforeEveryBlock(t *testing.T) {
 }
 
 func TestRulesMatchTheWholeReply(t *testing.T) {
+	if text, _ := shaping.MatchedText(mail.Reply{Code: 421, Lines: []string{strings.Repeat("x", 64<<10)}}); len(text) > shaping.MaxMatched {
+		t.Errorf("rules look at %d octets of a reply, at most %d", len(text), shaping.MaxMatched)
+	}
 	s, _ := build(t, `
 [["default".automation]]
 regex = ['^421 4\.7\.0 .*rate', 'never']

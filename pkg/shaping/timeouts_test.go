@@ -36,7 +36,10 @@ func TestTimeouts(t *testing.T) {
 	}
 	// RFC 5321 §4.5.3.2.6: a client that gives up sooner sends the message
 	// again to a host that has taken it.
-	if shaping.DefaultTimeouts.Dot < 10*time.Minute {
-		t.Errorf("%v for the reply to the final dot", shaping.DefaultTimeouts.Dot)
+	if shaping.DefaultTimeouts != (shaping.Timeouts{
+		Connect: 30 * time.Second, Banner: time.Minute, Hello: time.Minute, StartTLS: time.Minute, Mail: 5 * time.Minute, Rcpt: 5 * time.Minute,
+		Data: 2 * time.Minute, Block: 3 * time.Minute, Dot: 10 * time.Minute, Reset: 20 * time.Second,
+	}) {
+		t.Errorf("default timeouts %+v", shaping.DefaultTimeouts)
 	}
 }

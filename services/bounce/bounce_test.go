@@ -261,6 +261,10 @@ func TestOneReportForRecipientsThatFailTogether(t *testing.T) {
 	if !story.Message.Envelope.ReversePath.IsNull() || story.ReportOf != sub.ID || story.Message.Tenant != "shop" {
 		t.Errorf("the report is %+v", story.Message)
 	}
+	// A tenant pays for what it sends, not for what it is told of that.
+	if used, err := w.db.UsageOf(t.Context(), time.Now()); err != nil || len(used) != 0 {
+		t.Errorf("the report counts against a quota: %+v, %v", used, err)
+	}
 	if len(story.Recipients) != 1 || story.Recipients[0].ForwardPath != "alice@sender.example" {
 		t.Errorf("the report goes to %+v", story.Recipients)
 	}
