@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -87,15 +88,17 @@ func (c Config) mayReach(port uint16) bool { return slices.Contains(c.EgressPort
 
 // advertised returns where other workers reach the egress listener; "" if
 // there is none.
-func (c Config) advertised() string {
-	if c.EgressListen == "" || c.EgressName != "" {
+func (c Config) advertised(on net.Listener) string {
+	if on == nil || c.EgressName != "" {
 		return c.EgressName
 	}
-	host, port, _ := net.SplitHostPort(c.EgressListen) // Validate has looked
-	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		if host, err = os.Hostname(); err != nil {
-			return ""
-		}
+	at, err := netip.ParseAddrPort(on.Addr().String())
+	if err != nil || !at.Addr().IsUnspecified() {
+		return on.Addr().String()
 	}
-	return net.JoinHostPort(host, port)
+	host, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(at.Port())))
 }

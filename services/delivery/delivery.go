@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type worker struct {
 	credentials credentials
 	sources     atomic.Pointer[sources]
 	egressKey   string
+	egressOn    net.Listener // nil: other workers cannot use our addresses
 
 	mu        sync.Mutex // guards all below
 	slots     [mail.Slots]slot
@@ -155,6 +157,12 @@ func (w *worker) live(ctx context.Context) error {
 	defer cutKeep()
 	w.taking, w.work, w.keep = taking, work, keep
 
+	if err := w.listenEgress(taking); err != nil {
+		return err
+	}
+	if w.egressOn != nil {
+		defer w.egressOn.Close()
+	}
 	if w.persist("read sources", w.readSources) != nil {
 		return nil
 	}

@@ -159,11 +159,11 @@ func TestTransientReplyIsTriedAgainBySchedule(t *testing.T) {
 		{At: smtptest.Rcpt, Times: 1, Each: smtptest.PerPath, Do: smtptest.Reply(450, "4.2.0 greylisted")},
 	}})
 	r.route("example.test", "mx.example.test", mx.Addr())
-	ids := r.accept(3, message{domain: "example.test", recipients: 2})
 	r.start(r.config(""))
-	r.conduct()
 	r.settled(1)
+	ids := r.accept(3, message{domain: "example.test", recipients: 2})
 	r.ring()
+	r.conduct() // not before: what rings together stays together, and nothing is rung between its attempts
 	if a := r.drained(20 * time.Second); a.Relayed != 6 {
 		t.Errorf("accounts %+v, want 6 relayed", a)
 	}

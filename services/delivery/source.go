@@ -252,7 +252,7 @@ func (w *worker) readSources(ctx context.Context) error {
 		return nil
 	}
 	if before == nil && len(addresses) > 0 || before != nil && !reflect.DeepEqual(before.from.has, r.has) {
-		l := store.Listener{Worker: w.id, Addresses: addresses, Address: w.config.advertised(), Key: w.egressKey}
+		l := store.Listener{Worker: w.id, Addresses: addresses, Address: w.config.advertised(w.egressOn), Key: w.egressKey}
 		if err := w.store.Advertise(within, l); err != nil {
 			return err
 		}
@@ -264,14 +264,23 @@ func (w *worker) readSources(ctx context.Context) error {
 	return nil
 }
 
-// serveEgress lets other workers use the addresses that this one has.
-func (w *worker) serveEgress(ctx context.Context) error {
+// listenEgress opens the egress listener, if there is to be one. That comes
+// before its address is told: who finds nobody there leaves our sources alone
+// for a while.
+func (w *worker) listenEgress(ctx context.Context) (err error) {
 	if w.config.EgressListen == "" {
 		return nil
 	}
-	on, err := (&net.ListenConfig{}).Listen(ctx, "tcp", w.config.EgressListen)
-	if err != nil {
+	if w.egressOn, err = (&net.ListenConfig{}).Listen(ctx, "tcp", w.config.EgressListen); err != nil {
 		return errors.Join(errEgressListener, err)
+	}
+	return nil
+}
+
+// serveEgress lets other workers use the addresses that this one has.
+func (w *worker) serveEgress(ctx context.Context) error {
+	if w.egressOn == nil {
+		return nil
 	}
 	l := &egress.Listener{Key: w.egressKey, Max: int(w.config.Connections), MayReach: w.config.mayReach,
 		Source: func(name string, target netip.Addr) (netip.Addr, bool) {
@@ -285,7 +294,7 @@ func (w *worker) serveEgress(ctx context.Context) error {
 			}
 			return local, w.sources.Load().from.has[local]
 		}}
-	return l.Serve(ctx, on)
+	return l.Serve(ctx, w.egressOn)
 }
 
 // errEgressListener ends the process: its configuration cannot work here.

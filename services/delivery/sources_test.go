@@ -229,7 +229,7 @@ func TestSourceOnAnotherWorkerIsReachedThroughIt(t *testing.T) {
 	for _, has := range []string{"127.0.0.11", "127.0.0.12"} {
 		c := r.config(unlimited)
 		c.HasAddress = func(a netip.Addr) bool { return a.String() == has }
-		c.EgressListen = closedPort(t).String()
+		c.EgressListen = "127.0.0.1:0"
 		c.EgressPorts = []uint16{mx.Addr().Port()}
 		r.start(c)
 	}

@@ -1,8 +1,10 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -37,41 +39,53 @@ type isolation struct {
 
 // TestIsolation: a destination that refuses connections, one that answers no
 // SYN and one that gives its replies octet by octet, each with a backlog, do
-// not hold up the others. The rate and latency of the others are logged,
-// without the bad ones, and with them working and suspended in turns.
-// POSTRIDER_ISOLATION_MESSAGES=100000 is the full form.
+// not hold up the others. The rate and latency of the others are logged:
+// before there is a backlog, with the bad ones at work and suspended in turns,
+// and after the backlog was cancelled. POSTRIDER_ISOLATION_MESSAGES=100000 is
+// the full form.
 func TestIsolation(t *testing.T) {
-	backlog := 2000
+	backlog, rounds, each := 2000, 3, 400
 	if text := os.Getenv("POSTRIDER_ISOLATION_MESSAGES"); text != "" {
 		var err error
 		if backlog, err = strconv.Atoi(text); err != nil {
 			t.Fatal(err)
 		}
+		rounds, each = 9, 1000
 	}
-	const rounds = 5
 	s := newIsolation(t)
-	s.round("warm up", 400)
-	var before, working, suspended []figures
+	s.round(each) // warms up
+	var before, working, suspended, after []figures
+	t.Logf("rounds before the backlog")
 	for range rounds {
-		before = append(before, s.round("before", 400))
+		before = append(before, s.round(each))
 	}
+	t.Logf("the backlog comes")
 	s.fill(backlog)
 	s.waitSettled(backlog)
+	t.Logf("rounds with the backlog")
 	for range rounds {
-		working = append(working, s.round("with", 400))
+		working = append(working, s.round(each))
 		s.suspend(true)
-		suspended = append(suspended, s.round("suspended", 400))
+		suspended = append(suspended, s.round(each))
 		s.suspend(false)
 	}
-	t.Logf("backlog of %d messages for each of %v, medians of %d rounds of 400 messages", backlog, badDomains, rounds)
-	t.Logf("before:    %s", median(before))
-	t.Logf("with:      %s", median(working))
-	t.Logf("suspended: %s", median(suspended))
+	t.Logf("the backlog goes")
 	for _, d := range badDomains {
-		if _, err := s.DB.Exec(t.Context(), `SELECT postrider.suspend_site(site, '1 hour', 'end of the test')
-			FROM (SELECT DISTINCT site FROM postrider.recipients WHERE domain = $1 AND site IS NOT NULL) x`, d); err != nil {
+		if _, err := s.DB.Exec(t.Context(), `SELECT postrider.cancel('end of the test', domain => $1)`, d); err != nil {
 			t.Fatal(err)
 		}
+	}
+	wait(t, 3*time.Second)
+	t.Logf("rounds after the backlog")
+	for range rounds {
+		after = append(after, s.round(each))
+	}
+	t.Logf("backlog of %d messages for each of %v, medians of %d rounds of %d messages", backlog, badDomains, rounds, each)
+	for _, m := range []struct {
+		name string
+		all  []figures
+	}{{"before", before}, {"with", working}, {"suspended", suspended}, {"after", after}} {
+		t.Logf("%-10s %s", m.name+":", median(m.all))
 	}
 }
 
@@ -178,31 +192,44 @@ func (s *isolation) suspend(on bool) {
 type figures struct {
 	rate     float64 // messages a second
 	p50, p99 time.Duration
-	cpu      time.Duration // of delivery and Postgres, for each message
+	cpu      map[string]time.Duration // for each message, by process
 }
 
 func (f figures) String() string {
-	return fmt.Sprintf("%.0f messages/s, latency p50 %s, p99 %s, CPU %s a message", f.rate,
-		f.p50.Round(100*time.Microsecond), f.p99.Round(100*time.Microsecond), f.cpu.Round(time.Microsecond))
+	var sum time.Duration
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(f.cpu)) {
+		sum += f.cpu[name]
+		parts = append(parts, fmt.Sprintf("%s %s", name, f.cpu[name].Round(time.Microsecond)))
+	}
+	return fmt.Sprintf("%.0f messages/s, latency p50 %s, p99 %s, CPU %s a message (%s)", f.rate,
+		f.p50.Round(100*time.Microsecond), f.p99.Round(100*time.Microsecond), sum.Round(time.Microsecond), strings.Join(parts, ", "))
 }
 
 // median returns the median of each figure.
 func median(all []figures) figures {
-	var f figures
-	slices.SortFunc(all, func(a, b figures) int { return int(1000 * (a.rate - b.rate)) })
-	f.rate = all[len(all)/2].rate
-	slices.SortFunc(all, func(a, b figures) int { return int(a.p50 - b.p50) })
-	f.p50 = all[len(all)/2].p50
-	slices.SortFunc(all, func(a, b figures) int { return int(a.p99 - b.p99) })
-	f.p99 = all[len(all)/2].p99
-	slices.SortFunc(all, func(a, b figures) int { return int(a.cpu - b.cpu) })
-	f.cpu = all[len(all)/2].cpu
+	f := figures{cpu: map[string]time.Duration{}}
+	f.rate = middle(all, func(f figures) float64 { return f.rate })
+	f.p50 = middle(all, func(f figures) time.Duration { return f.p50 })
+	f.p99 = middle(all, func(f figures) time.Duration { return f.p99 })
+	for name := range all[0].cpu {
+		f.cpu[name] = middle(all, func(f figures) time.Duration { return f.cpu[name] })
+	}
 	return f
+}
+
+func middle[T cmp.Ordered](all []figures, of func(figures) T) T {
+	var values []T
+	for _, f := range all {
+		values = append(values, of(f))
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
 }
 
 // round sends n messages to the good hosts, one session for each, and measures
 // from the 250 of ingress to the final dot at the host.
-func (s *isolation) round(name string, n int) figures {
+func (s *isolation) round(n int) figures {
 	s.t.Helper()
 	began, used := time.Now(), s.cpu()
 	had := map[string]int{}
@@ -212,7 +239,7 @@ func (s *isolation) round(name string, n int) figures {
 		g.Go(func() error { return s.send(d, n/len(s.good)) })
 	}
 	if err := g.Wait(); err != nil {
-		s.t.Fatalf("%s: %v", name, err)
+		s.t.Fatal(err)
 	}
 	var waits []time.Duration
 	last := began
@@ -231,22 +258,26 @@ func (s *isolation) round(name string, n int) figures {
 		}
 	}
 	slices.Sort(waits)
-	return figures{float64(n) / last.Sub(began).Seconds(), waits[len(waits)/2], waits[len(waits)*99/100], (s.cpu() - used) / time.Duration(n)}
+	now := s.cpu()
+	for name := range now {
+		now[name] = (now[name] - used[name]) / time.Duration(n)
+	}
+	return figures{float64(n) / last.Sub(began).Seconds(), waits[len(waits)/2], waits[len(waits)*99/100], now}
 }
 
 // cpu is the processor time so far of those who have to do with the bad sites
 // and the good ones: a measure that a busy machine does not change.
-func (s *isolation) cpu() time.Duration {
+func (s *isolation) cpu() map[string]time.Duration {
 	s.t.Helper()
 	tree, err := proc.ReadTree()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	sum := tree.CPU(s.PG.PID())
+	used := map[string]time.Duration{"postgres": tree.CPU(s.PG.PID())}
 	for _, name := range []string{"delivery", "resolver", "scheduler"} {
-		sum += tree.CPU(s.Service(name, 0).Process().PID())
+		used[name] = tree.CPU(s.Service(name, 0).Process().PID())
 	}
-	return sum
+	return used
 }
 
 // send submits messages in one session.
