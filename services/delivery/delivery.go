@@ -172,7 +172,7 @@ func (w *worker) live(ctx context.Context) error {
 		batchers.Go(run)
 	}
 	home.Go(func() error {
-		h := &homes{worker: w}
+		h := &homes{worker: w, moved: make(chan func(), 1)}
 		err := h.run(taking)
 		if errors.Is(err, errGone) {
 			// Nothing that we hold is ours any more, and nothing new begins: not

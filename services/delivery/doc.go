@@ -38,7 +38,7 @@
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
 // source.go knows the sources and pools and how each is reached
-// (internal/egress). home.go keeps the leases and moves slots; sites.go, save.go
+// (internal/egress). home.go keeps the leases, moves.go moves slots; sites.go, save.go
 // and remember.go hand what a site remembers to its next home; delivery.go puts
 // the parts together.
 //

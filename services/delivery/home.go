@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -26,14 +25,6 @@ const (
 	// renewWithin bounds one renewal, so that a Postgres that hangs does not
 	// hold up the next one.
 	renewWithin = 2 * time.Second
-	// moveWithin bounds taking and releasing slots, which happen between two
-	// renewals.
-	moveWithin = time.Second
-	// leaveWithin is how long a slot may be on its way to another home: if a
-	// connection will not end it stays here, because its sites wait
-	// meanwhile, and is left alone for leaveAgain.
-	leaveWithin = 10 * time.Second
-	leaveAgain  = 2 * time.Minute
 	// leaseMargin is how long before the end of a lease a worker stops to do
 	// what the lease is for.
 	leaseMargin = 500 * time.Millisecond
@@ -82,10 +73,19 @@ const (
 type homes struct {
 	*worker
 	live         []mail.WorkerID // as of the last renewal
-	othersEnd    time.Time       // when the first of the others is none any more, unless it renews
-	drains       sync.Map        // the workers that are being drained
-	leavingSince time.Time       // when slots were last begun to be given up
-	keepUntil    time.Time       // no slot is given up before
+	renewed      []int16         // as of the last renewal, which was asked for then
+	renewedAt    time.Time
+	othersEnd    time.Time // when the first of the others is none any more, unless it renews
+	drains       sync.Map  // the workers that are being drained
+	leavingSince time.Time // when slots were last begun to be given up
+	keepUntil    time.Time // no slot is given up before
+
+	// Slots are taken and released beside the renewals, one step at a time: a
+	// Postgres that is slow must not make a worker lose what it has, nor give
+	// up before it has more.
+	moving    bool
+	moved     chan func() // what is to follow the step; holds one
+	releasing []int16     // by the step that is under way
 }
 
 // run renews the lease and moves slots until ctx is done and all slots are
@@ -122,6 +122,9 @@ func (h *homes) run(ctx context.Context) error {
 				next = h.othersEnd
 			}
 			renew.Reset(time.Until(next))
+		case follow := <-h.moved:
+			h.moving = false
+			follow()
 		case <-move.C:
 			h.endLease()
 			h.release()
@@ -153,6 +156,7 @@ func (h *homes) renew() error {
 	}
 	h.lease.extend(asked.Add(h.config.Lease))
 	h.tenure.extend(asked.Add(h.config.HomeLease))
+	h.renewed, h.renewedAt = got.Slots, asked
 	h.othersEnd = time.Time{}
 	if got.Next > 0 {
 		h.othersEnd = time.Now().Add(got.Next + lookAfter)
@@ -165,7 +169,7 @@ func (h *homes) renew() error {
 	h.live = got.Live
 	var lost []int16
 	for _, slot := range h.slotsIn(ours, leaving) {
-		if !slices.Contains(got.Slots, slot) {
+		if !slices.Contains(got.Slots, slot) && !slices.Contains(h.releasing, slot) {
 			lost = append(lost, slot)
 		}
 	}
@@ -180,7 +184,7 @@ func (h *homes) renew() error {
 func (h *homes) releaseStrays(ctx context.Context, renewed []int16) {
 	known := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
 	strays := slices.DeleteFunc(slices.Clone(renewed), func(slot int16) bool { return slices.Contains(known, slot) })
-	if len(strays) == 0 {
+	if len(strays) == 0 || h.moving {
 		return
 	}
 	if err := h.store.ReleaseSlots(ctx, h.id, strays, false); err != nil {
@@ -231,58 +235,9 @@ func (h *homes) balance() {
 	switch want := share(h.live, h.id); {
 	case len(mine) > want && time.Now().After(h.keepUntil):
 		h.leave(h.quietest(mine, len(mine)-want))
-	case len(mine) < want && h.tenure.left() > 0:
-		if err := h.take(want - len(mine)); err != nil {
-			slog.Warn("slots not taken", "worker_id", h.id, "error", err)
-		}
+	case len(mine) < want && h.tenure.left() > 0 && !h.moving:
+		h.take(want - len(mine))
 	}
-}
-
-// take becomes the home of up to n slots that have none.
-func (h *homes) take(n int) error {
-	ctx, cancel := context.WithTimeout(h.keep, moveWithin)
-	defer cancel()
-	before, err := h.store.SlotHomes(ctx)
-	if err != nil {
-		return err
-	}
-	var want []int16
-	held := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
-	for i := range before {
-		// Begin at a different slot than the others, so that workers that
-		// start together do not all want the same ones.
-		slot := int16((i + int(h.id)*mail.Slots/8) % mail.Slots)
-		if !before[slot].Live && !slices.Contains(held, slot) && len(want) < n {
-			want = append(want, slot)
-		}
-	}
-	if len(want) == 0 {
-		return nil
-	}
-	taken, err := h.store.TakeSlots(ctx, h.id, h.config.HomeLease, want)
-	if err != nil {
-		return err
-	}
-	if len(taken) == 0 {
-		return nil
-	}
-	// What other parts were told of these slots was said before they were taken.
-	if err := h.readDivisions(ctx); err != nil {
-		return err // the next renewal releases the slots
-	}
-	states, err := h.store.LoadSites(ctx, taken)
-	if err != nil {
-		return err
-	}
-	h.welcome(taken, before, states)
-	h.announce(len(taken))
-	for _, slot := range taken {
-		if dead := before[slot].Worker; dead != 0 && !slices.Contains(h.live, dead) {
-			h.drain(dead)
-		}
-	}
-	h.look()
-	return nil
 }
 
 // sweep drains what waits on the bus for workers that are gone. One worker
@@ -324,95 +279,4 @@ func (h *homes) drain(dead mail.WorkerID) {
 		}
 		return nil
 	})
-}
-
-// quietest returns n of the slots: those with parts of sites of which other
-// homes should have some, else those with the fewest open connections.
-func (h *homes) quietest(slots []int16, n int) []int16 {
-	open := map[int16]int{}
-	for _, slot := range h.crowded(slots, len(h.live)) {
-		open[slot] -= math.MaxInt32
-	}
-	for _, s := range h.sitesIn(slots) {
-		s.mu.Lock()
-		open[s.slot] += len(s.sessions)
-		s.mu.Unlock()
-	}
-	slices.SortStableFunc(slots, func(a, b int16) int { return open[a] - open[b] })
-	return slots[:n]
-}
-
-// leave begins to give up slots: what waits is laid aside in Postgres for the
-// next home, what is under way ends.
-func (h *homes) leave(slots []int16) {
-	if len(slots) == 0 {
-		return
-	}
-	slog.Info("slots to be given up", "worker_id", h.id, "slots", len(slots))
-	h.setTenure(slots, leaving)
-	h.leavingSince = time.Now()
-	h.stopSites(slots)
-}
-
-// release gives up those leaving slots in which no connection is open any
-// more, with what the next home should know.
-func (h *homes) release() {
-	h.keepBusy()
-	var free []int16
-	var states []store.SiteState
-	var left []*site
-	for _, slot := range h.slotsIn(leaving) {
-		sites := h.sitesIn([]int16{slot})
-		if slices.ContainsFunc(sites, (*site).busy) {
-			continue
-		}
-		free = append(free, slot)
-		for _, s := range sites {
-			states, left = append(states, s.save(true)), append(left, s)
-		}
-	}
-	if len(free) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(h.keep, moveWithin)
-	defer cancel()
-	err := h.store.SaveSites(ctx, states)
-	for _, s := range left {
-		s.saved(err)
-	}
-	if err == nil {
-		err = h.store.ReleaseSlots(ctx, h.id, free, true)
-	}
-	if err != nil {
-		slog.Warn("slots not given up yet", "worker_id", h.id, "error", err)
-		return
-	}
-	h.setTenure(free, away)
-	h.announce(len(free))
-}
-
-// keepBusy keeps the slots that take too long to give up, unless the process
-// ends.
-func (h *homes) keepBusy() {
-	if h.taking.Err() != nil || time.Since(h.leavingSince) < leaveWithin {
-		return
-	}
-	slots := h.slotsIn(leaving)
-	if len(slots) == 0 {
-		return
-	}
-	h.keepUntil = time.Now().Add(leaveAgain)
-	slog.Info("slots kept: their connections will not end", "worker_id", h.id, "slots", len(slots))
-	h.setTenure(slots, ours)
-	for _, s := range h.sitesIn(slots) {
-		s.goOn()
-	}
-}
-
-func (h *homes) announce(n int) {
-	slog.Info("slots moved", "worker_id", h.id, "moved", n, "held", len(h.slotsIn(ours)))
-	if err := h.bus.Announce(h.keep, SlotsTopic); err != nil {
-		// Resolvers reread the map of the slots from time to time anyway.
-		slog.Debug("slots not announced", "worker_id", h.id, "error", err)
-	}
 }
