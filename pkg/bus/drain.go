@@ -20,6 +20,9 @@ const (
 	// consumer is deleted: resolvers with an old slot map still publish to it.
 	drainQuiet = 3 * time.Second
 	drainLook  = 500 * time.Millisecond
+	// drainAckWait is ackWait while a dead worker is drained: what is in its
+	// own hands comes as soon, and the heirs say what they still work on.
+	drainAckWait = 2 * time.Second
 )
 
 // DrainReady takes what is left for a worker that died, as ConsumeReady takes
@@ -28,6 +31,7 @@ const (
 // one and share what is left. It also returns nil when ctx is done.
 func (b *Bus) DrainReady(ctx context.Context, dead mail.WorkerID, handle func(context.Context, []*mail.DeliveryRequest) error) error {
 	s := b.readySubscription(dead, nil)
+	s.config.AckWait = drainAckWait
 	consuming, stop := context.WithCancel(ctx)
 	defer stop()
 	var g errgroup.Group

@@ -117,7 +117,7 @@ func (s *session) start(ctx context.Context) (jetstream.ConsumeContext, error) {
 // watch returns when the session is over, and until then tells the server
 // which frames are still worked on.
 func (s *session) watch(ctx, period context.Context) error {
-	ticker := time.NewTicker(ackWait / 2)
+	ticker := time.NewTicker(s.config.AckWait / 2)
 	defer ticker.Stop()
 	for {
 		select {

@@ -125,14 +125,14 @@ func TestSourceThatNobodyHasDoesNotStopItsPool(t *testing.T) {
 		t.Errorf("arrived by source: %v, want all by the one that works", n)
 	}
 	r.pool("default", "lost")
-	r.until("the change is known", 10*time.Second, func() bool {
+	r.until("the change is known", 30*time.Second, func() bool {
 		id := r.accept(1, message{domain: "example.test"})[0]
-		r.until("the message is tried", 10*time.Second, func() bool { return len(r.show(id).Attempts) > 0 })
+		r.until("the message is tried", 30*time.Second, func() bool { return len(r.show(id).Attempts) > 0 })
 		return r.show(id).Attempts[0].Action == mail.Delayed
 	})
 	waiting := r.accept(5, message{domain: "example.test"})
 	for _, id := range waiting {
-		r.until("it is said why it waits", 10*time.Second, func() bool {
+		r.until("it is said why it waits", 30*time.Second, func() bool {
 			s := r.show(id)
 			return len(s.Attempts) == 1 && strings.Contains(s.Attempts[0].Reply,
 				"no source of pool default can be used: lost: no worker that can be reached has 192.0.2.1") && s.Attempts[0].Untried
@@ -155,7 +155,7 @@ func TestPoolThatIsNotThere(t *testing.T) {
 	r.start(r.config(""))
 	r.conduct()
 	r.settled(1)
-	r.until("it is said why it waits", 10*time.Second, func() bool {
+	r.until("it is said why it waits", 30*time.Second, func() bool {
 		s := r.show(id)
 		return len(s.Attempts) == 1 && s.Attempts[0].Reply == "pool later has no source"
 	})
@@ -188,18 +188,18 @@ func TestSourceUsesOnlyTheFamiliesThatItHas(t *testing.T) {
 	r.conduct()
 	r.settled(1)
 	for _, id := range both {
-		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		r.until("relayed", 30*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
 		if a := r.show(id).Attempts; len(a) != 1 || !a[0].Remote.Addr().Is4() {
 			t.Errorf("%s: %s, want one attempt, over IPv4", id, describe(a))
 		}
 	}
 	for _, id := range pool {
-		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		r.until("relayed", 30*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
 		if a := r.show(id).Attempts; len(a) != 1 || a[0].Source != "six" {
 			t.Errorf("%s: %s, want one attempt, from the source with IPv6", id, describe(a))
 		}
 	}
-	r.until("it is said why", 10*time.Second, func() bool {
+	r.until("it is said why", 30*time.Second, func() bool {
 		a := r.show(no).Attempts
 		return len(a) > 0 && a[0].Action == mail.Delayed &&
 			a[0].Reply == "the hosts have IPv6 addresses only, and no source of pool default has one"
@@ -263,12 +263,12 @@ func TestProxyThatDiesIsLeft(t *testing.T) {
 	r.conduct()
 	r.settled(1)
 	for _, id := range ids {
-		r.until("relayed", 10*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
+		r.until("relayed", 30*time.Second, func() bool { return r.show(id).Recipients[0].State == "relayed" })
 		if a := r.show(id).Attempts; len(a) != 1 || a[0].Source != "two" {
 			t.Errorf("%s: %s, want one attempt, from the source that works", id, describe(a))
 		}
 	}
-	r.until("it is said why the other waits", 10*time.Second, func() bool {
+	r.until("it is said why the other waits", 30*time.Second, func() bool {
 		a := r.show(alone).Attempts
 		return len(a) == 1 && a[0].Untried && strings.Contains(a[0].Reply, "no source of pool alone can be used: one: the source cannot be used: proxy")
 	})
@@ -293,7 +293,7 @@ func TestSuspendedSourceIsNotUsed(t *testing.T) {
 		t.Errorf("arrived by source: %v, want none from the suspended one", n)
 	}
 	r.source("one", "127.0.0.11")
-	r.until("the source is used again", 10*time.Second, func() bool {
+	r.until("the source is used again", 30*time.Second, func() bool {
 		r.accept(2, message{domain: "example.test"})
 		r.drained(10 * time.Second)
 		return bySource(mx)["127.0.0.11"] > 0
@@ -368,14 +368,14 @@ func TestBlockedSourceIsTakenOutForItsSite(t *testing.T) {
 	r.start(r.config(unlimited))
 	r.conduct()
 	r.settled(1)
-	r.until("the source is blocked", 10*time.Second, func() bool {
+	r.until("the source is blocked", 30*time.Second, func() bool {
 		all, err := r.db.Sources(t.Context())
 		return err == nil && len(all.Blocks) == 1 && all.Blocks[0].Source == "one" && all.Blocks[0].Site == "mx.example.test"
 	})
 	waits := r.accept(1, message{domain: "example.test"})[0]
 	elsewhere := r.accept(1, message{domain: "other.test"})[0]
-	r.until("another site gets mail from it", 10*time.Second, func() bool { return r.show(elsewhere).Recipients[0].State == "relayed" })
-	r.until("mail for the site waits, and it is said why", 10*time.Second, func() bool {
+	r.until("another site gets mail from it", 30*time.Second, func() bool { return r.show(elsewhere).Recipients[0].State == "relayed" })
+	r.until("mail for the site waits, and it is said why", 30*time.Second, func() bool {
 		a := r.show(waits).Attempts
 		return len(a) > 0 && strings.Contains(a[0].Reply, "one: blocked by the site: 550 5.7.1 Client host") && a[0].Untried
 	})

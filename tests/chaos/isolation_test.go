@@ -177,15 +177,15 @@ func (s *isolation) waitSettled(n int) {
 // suspend stops or lets go the bad sites.
 func (s *isolation) suspend(on bool) {
 	s.t.Helper()
-	call := "resume_site(site)"
+	call, seen := "resume_site(site)", 4*time.Second // and the first pulls are over
 	if on {
-		call = "suspend_site(site, '1 hour', 'measured')"
+		call, seen = "suspend_site(site, '1 hour', 'measured')", 2*time.Second
 	}
 	if _, err := s.DB.Exec(s.t.Context(), `SELECT postrider.`+call+`
 		FROM (SELECT DISTINCT site FROM postrider.recipients WHERE domain = ANY ($1) AND site IS NOT NULL) x`, badDomains); err != nil {
 		s.t.Fatal(err)
 	}
-	wait(s.t, 3*time.Second) // until the worker has seen it
+	wait(s.t, seen)
 }
 
 // figures are those of one round.
@@ -227,22 +227,47 @@ func middle[T cmp.Ordered](all []figures, of func(figures) T) T {
 	return values[len(values)/2]
 }
 
-// round sends n messages to the good hosts, one session for each, and measures
-// from the 250 of ingress to the final dot at the host.
+// round sends n messages to the good hosts as fast as ingress takes them, one
+// session for each host, which shows the rate; and then a quarter as many at a
+// pace that leaves the machine idle for most of the time, which shows the
+// latency.
 func (s *isolation) round(n int) figures {
 	s.t.Helper()
 	began, used := time.Now(), s.cpu()
+	last := slices.MaxFunc(s.relay(n, 0), func(a, b arrival) int { return a.at.Compare(b.at) }).at
+	f := figures{rate: float64(n) / last.Sub(began).Seconds(), cpu: s.cpu()}
+	for name := range f.cpu {
+		f.cpu[name] = (f.cpu[name] - used[name]) / time.Duration(n)
+	}
+	var waits []time.Duration
+	for _, a := range s.relay(n/4, 20*time.Millisecond) {
+		waits = append(waits, a.waited)
+	}
+	slices.Sort(waits)
+	f.p50, f.p99 = waits[len(waits)/2], waits[len(waits)*99/100]
+	return f
+}
+
+// arrival is a message that a good host took.
+type arrival struct {
+	at     time.Time
+	waited time.Duration // from the 250 of ingress to the final dot at the host
+}
+
+// relay sends n messages to the good hosts, in each session one in so long,
+// and waits until they have arrived.
+func (s *isolation) relay(n int, pace time.Duration) (all []arrival) {
+	s.t.Helper()
+	began := time.Now()
 	had := map[string]int{}
 	var g errgroup.Group
 	for _, d := range s.good {
 		had[d] = s.hosts[d].Count()
-		g.Go(func() error { return s.send(d, n/len(s.good)) })
+		g.Go(func() error { return s.send(d, n/len(s.good), pace) })
 	}
 	if err := g.Wait(); err != nil {
 		s.t.Fatal(err)
 	}
-	var waits []time.Duration
-	last := began
 	for _, d := range s.good {
 		s.hosts[d].WaitMessages(s.t, had[d]+n/len(s.good), drained)
 		for _, m := range s.hosts[d].Transactions() {
@@ -250,19 +275,11 @@ func (s *isolation) round(n int) figures {
 				continue
 			}
 			s.mu.Lock()
-			waits = append(waits, max(0, m.DotAt.Sub(s.accepted[m.Label])))
+			all = append(all, arrival{m.DotAt, max(0, m.DotAt.Sub(s.accepted[m.Label]))})
 			s.mu.Unlock()
-			if m.DotAt.After(last) {
-				last = m.DotAt
-			}
 		}
 	}
-	slices.Sort(waits)
-	now := s.cpu()
-	for name := range now {
-		now[name] = (now[name] - used[name]) / time.Duration(n)
-	}
-	return figures{float64(n) / last.Sub(began).Seconds(), waits[len(waits)/2], waits[len(waits)*99/100], now}
+	return all
 }
 
 // cpu is the processor time so far of those who have to do with the bad sites
@@ -280,8 +297,8 @@ func (s *isolation) cpu() map[string]time.Duration {
 	return used
 }
 
-// send submits messages in one session.
-func (s *isolation) send(domain string, n int) error {
+// send submits messages in one session, one in so long.
+func (s *isolation) send(domain string, n int, pace time.Duration) error {
 	c, err := submit.Dial(s.t.Context(), s.SMTP(0), "")
 	if err != nil {
 		return err
@@ -290,7 +307,12 @@ func (s *isolation) send(domain string, n int) error {
 	if _, err := c.Command("EHLO client.example"); err != nil {
 		return err
 	}
+	tick := time.NewTicker(max(pace, 1))
+	defer tick.Stop()
 	for i := range n {
+		if pace > 0 {
+			<-tick.C
+		}
 		subject := fmt.Sprintf("%s %d %d", domain, time.Now().UnixNano(), i)
 		if _, err := c.Submit(submit.Message{To: []string{"u@" + domain}, Content: []byte("Subject: " + subject + "\r\n\r\nHello\r\n")}); err != nil {
 			return err
