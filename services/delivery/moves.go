@@ -39,7 +39,9 @@ func (h *homes) take(n int) {
 	h.move(h.taking, storeWithin, func(ctx context.Context) func() {
 		t, err := h.taken(ctx, n, held)
 		if err != nil {
-			slog.Warn("slots not taken", "worker_id", h.id, "error", err)
+			if h.taking.Err() == nil {
+				slog.Warn("slots not taken", "worker_id", h.id, "error", err)
+			}
 			return func() {} // the next renewal releases those that were
 		}
 		return func() { h.enter(t) }
