@@ -74,6 +74,9 @@ func fractionOf(slots []int16, slot int16) fraction {
 	return fraction{slices.Index(slots, slot), len(slots)}
 }
 
+// PortionOf returns the part with a number, from 0, of so many equal ones.
+func PortionOf(no, parts int) Portion { return Portion{of: fraction{no, parts}} }
+
 func (f fraction) count(n int) int {
 	switch {
 	case f.parts == 0:

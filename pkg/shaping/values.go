@@ -21,9 +21,9 @@ type Limits struct {
 	Homes                 int  // homes: parts of the site, each with a home of its own, 1 to mail.Slots
 }
 
-// Shared is a limit that mail counts against besides Limits: all mail of a
-// site whose values have one of the same name counts against it together,
-// from whatever source.
+// Shared is a limit that mail counts against besides Limits: all mail whose
+// values have one of the same name counts against it together, to whatever
+// site and from whatever source. SelectionRate is of each site.
 type Shared struct {
 	Name          string
 	Connections   int  // open at once; 0 sets no bound

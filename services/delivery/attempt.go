@@ -180,7 +180,7 @@ func (a *attempt) relay(ctx context.Context) {
 	if l == nil {
 		var err error
 		if l, err = a.load(ctx, j.request); err != nil {
-			a.site.mailOver(a.lane, false)
+			a.site.mailOver(a.session, false)
 			answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: err}
 			a.settleAll(answer, a.ownTrouble(answer))
 			return
@@ -189,7 +189,7 @@ func (a *attempt) relay(ctx context.Context) {
 	defer a.unload(l)
 	if len(j.request.Recipients) == 0 {
 		// Held, cancelled, expired or taken back since they were claimed.
-		a.site.mailOver(a.lane, false)
+		a.site.mailOver(a.session, false)
 		return
 	}
 	reused := a.conn.Used() > 0
@@ -200,7 +200,7 @@ func (a *attempt) relay(ctx context.Context) {
 		Observe: func(step smtpclient.Step) {
 			if step.Phase == mail.PhaseMail && !mailOver {
 				mailOver = true
-				a.site.mailOver(a.lane, true)
+				a.site.mailOver(a.session, true)
 			}
 			a.saw(step)
 		},
@@ -215,7 +215,7 @@ func (a *attempt) relay(ctx context.Context) {
 	result := a.conn.Send(ctx, t)
 	a.dotOver()
 	if !mailOver {
-		a.site.mailOver(a.lane, result.MailSent)
+		a.site.mailOver(a.session, result.MailSent)
 	}
 	a.conclude(result, reused)
 }

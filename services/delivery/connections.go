@@ -2,10 +2,10 @@ package delivery
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
-	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 // This file is what the sessions of a site tell it about their connections,
@@ -29,23 +29,18 @@ func (l *lane) connecting() (at time.Time, may bool) {
 	if l.site.home.tenure.left() <= 0 || l.site.tooMuchUnsaved(now) {
 		return now.Add(saveTick), true
 	}
-	if l.closed || l.site.whole.closed {
+	if l.closed {
 		l.site.breaker.probing = false
 		return now, false
 	}
-	windows := [2]*pace.Window{&l.connections, &l.site.whole.connections}
-	for _, w := range windows {
-		at, ok := w.Next(now)
-		if !ok {
-			return now.Add(time.Second), true
-		}
-		if at.After(now) {
-			return at, true
-		}
+	at, ok := l.connections.Next(now)
+	if !ok {
+		return now.Add(time.Second), true
 	}
-	for _, w := range windows {
-		w.Begin(now)
+	if at.After(now) {
+		return at, true
 	}
+	l.connections.Begin(now)
 	l.site.note(now)
 	return time.Time{}, true
 }
@@ -59,7 +54,6 @@ func (l *lane) connectionSeen(seen bool) {
 		l.brokenAt, l.brokenWhy, l.pause = time.Time{}, "", 0
 	}
 	over(&l.connections, seen)
-	over(&l.site.whole.connections, seen)
 }
 
 // reached says that a host has greeted.
@@ -122,7 +116,6 @@ func (l *lane) neverBegan() {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
 	l.connections.Cancel()
-	l.site.whole.connections.Cancel()
 	l.site.breaker.probing = false
 }
 
@@ -141,6 +134,6 @@ func (s *site) abandon() {
 func (l *lane) servesOn(used int) bool {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
-	return !l.closed && !l.site.whole.closed && used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && len(l.site.sessions) <= l.site.whole.maxOpen &&
+	return !l.closed && used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && !slices.ContainsFunc(l.joints, (*joint).crowded) &&
 		l.site.openIsFair(len(l.site.sessions))
 }

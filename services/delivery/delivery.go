@@ -89,6 +89,10 @@ type worker struct {
 	sites     map[sitePart]*site
 	divisions mail.Divisions
 
+	shareNow chan struct{} // holds at most one signal
+	sharing  sync.Mutex    // guards joints
+	joints   map[string]*joint
+
 	dividing sync.Mutex // makes reads of the divisions one after another
 }
 
@@ -114,7 +118,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	for ctx.Err() == nil {
 		w := &worker{
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
-			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
+			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), shareNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			wanted:      make(chan struct{}, config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
@@ -122,6 +126,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			broken:      &brokenTLS{store: db},
 			tlsReports:  newTLSReports(db),
 			sites:       map[sitePart]*site{},
+			joints:      map[string]*joint{},
 		}
 		w.claims = newBatcher(claimBatch, 0, w.claim)
 		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
@@ -200,6 +205,7 @@ func (w *worker) live(ctx context.Context) error {
 	take(w.broken.run)
 	take(w.tlsReports.run)
 	take(w.runDivisions)
+	take(w.runShares)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {
@@ -243,7 +249,7 @@ func (w *worker) register(ctx context.Context) bool {
 func (w *worker) end() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.keep), endWithin)
 	defer cancel()
-	return errors.Join(w.tlsReports.flush(ctx), w.store.EndWorker(ctx, w.id))
+	return errors.Join(w.tlsReports.flush(ctx), w.leaveShares(ctx), w.store.EndWorker(ctx, w.id))
 }
 
 // startSession opens a connection for a job on a lane. Caller holds the

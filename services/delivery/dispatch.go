@@ -19,7 +19,7 @@ func (s *site) dispatch() {
 // mayBegin reports whether one more transaction may begin now, as far as it
 // does not depend on the lane.
 func (s *site) mayBegin(now time.Time) bool {
-	if s.closed() || s.whole.closed || now.Before(s.suspendedUntil) || !s.mayHold() {
+	if s.closed() || now.Before(s.suspendedUntil) || !s.mayHold() {
 		return false
 	}
 	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
@@ -30,8 +30,7 @@ func (s *site) mayBegin(now time.Time) bool {
 		s.wakeAt(at)
 		return false
 	}
-	at, ok := s.whole.messages.Next(now)
-	return s.notBefore(now, at, ok)
+	return true
 }
 
 // assign gives one job to a connection: to the one of a lane that has been
@@ -54,8 +53,13 @@ func (s *site) reuse(now time.Time) bool {
 			if j == nil {
 				continue
 			}
+			if !l.beginShared(now) {
+				s.untake(j)
+				return false
+			}
 			l.idle = slices.Delete(l.idle, i, i+1)
 			s.begin(l, j, now)
+			ss.begun = l.joints
 			ss.work <- j
 			return true
 		}
@@ -66,11 +70,8 @@ func (s *site) reuse(now time.Time) bool {
 // open gives a job to a new connection, from that of the job's sources whose
 // turn it is.
 func (s *site) open(now time.Time) bool {
-	if len(s.sessions) >= s.whole.maxOpen || !s.mayOpen() {
+	if !s.mayOpen() {
 		s.makePlace()
-		return false
-	}
-	if at, ok := s.whole.connections.Next(now); !s.notBefore(now, at, ok) {
 		return false
 	}
 	var j *job
@@ -82,9 +83,19 @@ func (s *site) open(now time.Time) bool {
 		return false
 	}
 	l := s.turn(j.flow.pool).next(j)
+	if !l.beginShared(now) {
+		s.untake(j)
+		return false
+	}
+	if !l.connectShared() {
+		for _, shared := range l.joints {
+			shared.over(false)
+		}
+		s.untake(j)
+		return false
+	}
 	s.begin(l, j, now)
 	l.connections.Begin(now)
-	s.whole.connections.Begin(now)
 	s.breaker.begin()
 	l.open++
 	s.home.opened.Add(1)
@@ -103,7 +114,7 @@ func (s *site) survey(now time.Time) (found bool) {
 		}
 		if l.open < l.concurrency.Allowed() {
 			at, ok := l.connections.Next(now)
-			l.openable = s.notBefore(now, at, ok)
+			l.openable = s.notBefore(now, at, ok) && !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayConnect(s) })
 		}
 		stuckAt := l.lastOver.Add(stuckAfter)
 		l.takes = l.openable || l.open > 0 && now.Before(stuckAt)
@@ -118,7 +129,7 @@ func (s *site) survey(now time.Time) (found bool) {
 // makePlace ends an idle connection where jobs wait that it cannot serve and
 // its place is wanted.
 func (s *site) makePlace() {
-	whole := len(s.sessions) >= s.whole.maxOpen || !s.mayOpen()
+	whole := !s.mayOpen()
 	for _, l := range s.lanes {
 		if len(l.idle) == 0 || !whole && l.open < l.concurrency.Allowed() {
 			continue
@@ -134,7 +145,6 @@ func (s *site) makePlace() {
 func (s *site) begin(l *lane, j *job, now time.Time) {
 	l.messages.Begin(now)
 	l.warming.Begin(now)
-	s.whole.messages.Begin(now)
 	s.hold(&j.request.Message, 1)
 	s.turn(j.flow.pool).took(l)
 }
@@ -148,6 +158,12 @@ func (s *site) take(fits func(*job) bool) *job {
 		s.home.jobs.Add(-1)
 	}
 	return j
+}
+
+// untake puts back a job that cannot begin after all.
+func (s *site) untake(j *job) {
+	s.ready.again(j)
+	s.home.jobs.Add(1)
 }
 
 // notBefore reports whether the answer of a window is now; if not, dispatch is
@@ -202,6 +218,10 @@ func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
 	}
 	ss.lane.idle = append(ss.lane.idle, ss)
 	s.dispatch()
+	if i := slices.Index(ss.lane.idle, ss); i >= 0 && slices.ContainsFunc(ss.joints, func(j *joint) bool { return j.missed(s) }) {
+		ss.lane.idle = slices.Delete(ss.lane.idle, i, i+1)
+		return 0, false
+	}
 	return s.idleTimeout, true
 }
 
@@ -224,18 +244,25 @@ func (s *site) ended(ss *session) {
 	defer s.mu.Unlock()
 	ss.lane.open--
 	delete(s.sessions, ss)
+	for _, j := range ss.joints {
+		j.closed()
+	}
 	s.home.opened.Add(-1)
 	s.dispatch()
 }
 
 // mailOver says that the reply to MAIL was read, or that the transaction
 // ended in another way after MAIL was sent. seen is false if it never was.
-func (s *site) mailOver(l *lane, seen bool) {
+func (s *site) mailOver(ss *session, seen bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	l := ss.lane
 	l.lastOver = time.Now()
 	over(&l.messages, seen)
 	over(&l.warming, seen)
-	over(&s.whole.messages, seen)
+	for _, j := range ss.begun {
+		j.over(seen)
+	}
+	ss.begun = nil
 	s.dispatch()
 }

@@ -301,7 +301,7 @@ func (s *site) crowdedLong(now time.Time) bool {
 // wanted returns into how many parts the site is to be divided: as shaping
 // says, but no more than each limit has something for. Caller holds mu.
 func (s *site) wanted() int {
-	n := min(s.limits.Homes, s.whole.full.Connections, s.whole.full.MessageRate.MostParts())
+	n := s.limits.Homes
 	now := time.Now()
 	sources := s.home.sources.Load()
 	for _, name := range append(slices.Collect(maps.Keys(sources.byName)), here.Name) {
@@ -335,9 +335,6 @@ func (s *site) keeps(now time.Time) bool {
 	p := s.portion()
 	within := func(w *pace.Window, full shaping.Rate) bool {
 		return full.IsUnlimited() || w.Counted(now) <= p.Count(full.Events)
-	}
-	if len(s.sessions) > s.whole.maxOpen || !within(&s.whole.messages, s.whole.full.MessageRate) {
-		return false
 	}
 	for _, l := range s.lanes {
 		if l.open > p.Count(l.full.Connections) || !within(&l.messages, l.full.MessageRate) ||

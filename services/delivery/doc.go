@@ -37,7 +37,8 @@
 //	          patience, what operators have suspended         internal/adapt
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
-// source.go knows the sources and pools and how each is reached
+// shared.go and joint.go keep the limits that sites share by name, of which
+// each worker holds a portion. source.go knows the sources and pools and how each is reached
 // (internal/egress). home.go keeps the leases, moves.go moves slots; sites.go, save.go
 // and remember.go hand what a site remembers to its next home; delivery.go puts
 // the parts together.
@@ -55,7 +56,7 @@
 // # Writes
 //
 // recipients (claims, dispatched, outcomes), attempts, reports, routes,
-// workers, slots, sites, divisions, site_parts, measures.
+// workers, slots, sites, divisions, site_parts, shared_limits, measures.
 //
 // # Standards
 //

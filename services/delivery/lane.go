@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"math"
 	"slices"
 	"time"
 
@@ -19,7 +18,9 @@ type lane struct {
 	full    shaping.Limits // of the site as a whole
 	limits  shaping.Limits // our portion of them
 	portion mail.Portion
-	closed  bool // our portion of a limit is none
+	closed  bool             // our portion of a limit is none
+	shared  []shaping.Shared // limits by name that hold besides
+	joints  []*joint         // what counts against them
 
 	messages    pace.Window
 	connections pace.Window
@@ -56,32 +57,6 @@ const (
 	stuckAfter = 5 * time.Second
 )
 
-// whole is the limits that all lanes of a site share, and what they count.
-type whole struct {
-	full        shaping.Limits // of the site; only connections and messages count
-	messages    pace.Window
-	connections pace.Window
-	maxOpen     int
-	closed      bool // our portion is none
-}
-
-// share sets the limits that the values of a site have by name, for all of its
-// sources, or our portion of them.
-func (w *whole) share(limits []shaping.Shared, p mail.Portion) {
-	w.full = shaping.Limits{Connections: math.MaxInt}
-	for _, l := range limits {
-		if l.Connections > 0 {
-			w.full.Connections = min(w.full.Connections, l.Connections)
-		}
-		w.full.MessageRate = w.full.MessageRate.Slower(l.MessageRate)
-	}
-	w.maxOpen = p.Count(w.full.Connections)
-	w.messages.SetRate(w.full.MessageRate.Portion(p))
-	w.closed = w.maxOpen == 0 || leastOf(p, w.full.MessageRate) == 0
-}
-
-func (w *whole) idle(now time.Time) bool { return w.messages.Idle(now) && w.connections.Idle(now) }
-
 // lane returns the lane of a source; it is made when it is first wanted.
 // Caller holds mu.
 func (s *site) lane(from *source) *lane {
@@ -109,6 +84,7 @@ func (l *lane) relimit(p mail.Portion) {
 	l.portion = p
 	l.full, l.selection = l.site.limitsFrom(l.source.Name), l.site.selectionOf(l.source.Name)
 	l.limits = l.full.Portion(p)
+	l.shareBy(l.site.sharedFrom(l.source.Name))
 	l.warm(time.Now())
 	l.fit()
 }
@@ -183,6 +159,11 @@ func (l *lane) mayBegin(now time.Time) bool {
 	if l.isStale(now) {
 		l.refresh(now)
 	}
+	for _, j := range l.joints {
+		if at, ok := j.next(l.site, now); !l.site.notBefore(now, at, ok) {
+			return false
+		}
+	}
 	at, ok := l.messages.Next(now)
 	if !l.site.notBefore(now, at, ok) {
 		return false
@@ -226,7 +207,6 @@ func (l *lane) broke(err error) []aside {
 	l.brokenAt, l.brokenWhy = now, err.Error()
 	l.refresh(now)
 	l.connections.Cancel()
-	l.site.whole.connections.Cancel()
 	l.site.breaker.probing = false
 	return l.site.strand(now)
 }

@@ -94,15 +94,15 @@ func (s *site) valuesFrom(source string) []shaping.Values {
 	return all
 }
 
-// limitsFrom returns the limits of a lane, with those by name that only its
-// source has. Caller holds mu.
+// limitsFrom returns the limits of a lane, with those of a provider. Caller
+// holds mu.
 func (s *site) limitsFrom(source string) shaping.Limits {
 	all := s.valuesFrom(source)
 	limits := limitsOf(all)
 	for _, v := range all {
 		for _, l := range v.Shared {
-			if s.sharesAll(l.Name) {
-				continue
+			if shaping.ProviderOf(mail.Site(l.Name)) == "" {
+				continue // it holds for more than this lane
 			}
 			if l.Connections > 0 {
 				limits.Connections = min(limits.Connections, l.Connections)
@@ -121,25 +121,6 @@ func limitsOf(all []shaping.Values) shaping.Limits {
 		limits = stricter(limits, v.Limits, i > 0)
 	}
 	return limits
-}
-
-// shareLimits has all lanes keep to the limits that hold for the site by name,
-// whatever the source. Caller holds mu.
-func (s *site) shareLimits(all []shaping.Values) {
-	s.shared = nil
-	for _, v := range all {
-		for _, l := range v.Shared {
-			// A provider's limits are of each source.
-			if shaping.ProviderOf(mail.Site(l.Name)) == "" {
-				s.shared = append(s.shared, l)
-			}
-		}
-	}
-	s.whole.share(s.shared, s.portion())
-}
-
-func (s *site) sharesAll(name string) bool {
-	return slices.ContainsFunc(s.shared, func(l shaping.Shared) bool { return l.Name == name })
 }
 
 // fit applies the limits, and ends idle connections that are too many.

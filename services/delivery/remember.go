@@ -16,7 +16,6 @@ type siteState struct {
 	Clean   bool              `json:"clean"`             // the home ended in order: nothing happened after
 	Unknown time.Duration     `json:"unknown,omitempty"` // else: how long before the end of the home the first event that it lacks
 	counts                    // of the lane without a source
-	Whole   counts            `json:"whole"`
 	Lanes   map[string]counts `json:"lanes,omitempty"` // by source
 	Outage  *savedOutage      `json:"outage,omitempty"`
 	Failed  []savedFailure    `json:"failed,omitempty"`
@@ -84,8 +83,6 @@ func (p *predecessor) restoreSlow(l *lane) {
 		l.slow.Restore(time.Now(), slow)
 	}
 }
-
-func (p *predecessor) restoreWhole(w *whole) { p.count(p.state.Whole, &w.messages, &w.connections) }
 
 func (p *predecessor) count(c counts, messages, connections *pace.Window) {
 	now := time.Now()

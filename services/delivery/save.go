@@ -44,9 +44,6 @@ func (s *site) period() (shortest time.Duration) {
 			see(day)
 		}
 	}
-	for _, l := range s.shared {
-		see(l.MessageRate.Period)
-	}
 	return shortest
 }
 
@@ -102,7 +99,7 @@ func (s *site) save(clean bool) store.SiteState {
 	for name := range s.before.state.Lanes {
 		s.lane(s.home.sourceOf(name)) // not used here: still to be remembered
 	}
-	state := siteState{SavedAt: now, Clean: clean, Unknown: unknown(s.saveEvery()), Whole: count(now, &s.whole.messages, &s.whole.connections), Lanes: map[string]counts{}}
+	state := siteState{SavedAt: now, Clean: clean, Unknown: unknown(s.saveEvery()), Lanes: map[string]counts{}}
 	state.Outage, state.Failed = s.saveOutage(now)
 	s.urgent = false
 	for _, l := range s.lanes {

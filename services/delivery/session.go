@@ -32,6 +32,9 @@ type session struct {
 	demand  demand  // on TLS, of the job that the connection was opened for
 	channel channel // of all that is served here
 
+	joints []*joint // limits by name that the connection counts against; guarded by the site
+	begun  []*joint // and that its transaction in flight does
+
 	mu      sync.Mutex
 	dotSent bool // guarded by mu: to cut now may make a duplicate
 	cut     bool // guarded by mu: the lease is over
@@ -39,7 +42,7 @@ type session struct {
 
 func newSession(w *worker, l *lane) *session {
 	ctx, cancel := context.WithCancelCause(w.work)
-	return &session{worker: w, site: l.site, lane: l, source: l.source, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+	return &session{worker: w, site: l.site, lane: l, source: l.source, joints: l.joints, begun: l.joints, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
 }
 
 // run serves until the session ends.
@@ -48,7 +51,7 @@ func (ss *session) run(j *job) {
 	defer ss.cancel(nil)
 	if !ss.takePlace() {
 		ss.lane.neverBegan()
-		ss.site.mailOver(ss.lane, false)
+		ss.site.mailOver(ss, false)
 		ss.site.letGo(j)
 		ss.putBack(j)
 		return
@@ -112,11 +115,11 @@ func (ss *session) serve(j *job) bool {
 		if ss.conn == nil {
 			ss.lane.neverBegan()
 		}
-		ss.site.mailOver(ss.lane, false)
+		ss.site.mailOver(ss, false)
 		return ss.conn != nil
 	}
 	if ss.conn == nil && !a.connect(ctx) {
-		ss.site.mailOver(ss.lane, false)
+		ss.site.mailOver(ss, false)
 		return false
 	}
 	a.relay(ctx)

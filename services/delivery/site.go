@@ -37,10 +37,8 @@ type site struct {
 	coming int // jobs that have a place in ready and are being claimed or pulled
 	backlog
 
-	lanes    []*lane          // one for each source that has been used, or wanted
-	turns    map[string]*turn // by pool
-	whole    whole
-	shared   []shaping.Shared  // what whole keeps to
+	lanes    []*lane           // one for each source that has been used, or wanted
+	turns    map[string]*turn  // by pool
 	sessions map[*session]bool // of all lanes, those that still connect too
 	failures failures
 	breaker  breaker
@@ -87,24 +85,17 @@ func (s *site) heed(r *mail.DeliveryRequest, v shaping.Values) {
 // meet takes over what shaping says of the site, now that its hosts are known.
 // Caller holds mu.
 func (s *site) meet(hosts []mail.Host) {
-	first := s.hosts == nil
-	if first {
+	if s.hosts == nil {
 		// Providers are told by the hosts, of which the name says nothing.
 		s.hosts = hosts
 	}
 	s.relimit()
-	if first {
-		s.whole.share(s.shared, s.division.Before(s.slot))
-		s.before.restoreWhole(&s.whole)
-		s.whole.share(s.shared, s.portion())
-	}
 }
 
 // relimit takes over what shaping says of the site. Caller holds mu.
 func (s *site) relimit() {
 	all := s.valuesFrom("")
 	s.limits = limitsOf(all)
-	s.shareLimits(all)
 	for _, l := range s.lanes {
 		l.relimit(s.portion())
 	}
@@ -300,7 +291,7 @@ func (s *site) retire() bool {
 // mu.
 func (s *site) quiet(now time.Time) bool {
 	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
-		!now.Before(s.breaker.probeAt) && s.whole.idle(now) && s.watch.Idle(now) && s.failures.idle(now) &&
+		!now.Before(s.breaker.probeAt) && s.watch.Idle(now) && s.failures.idle(now) &&
 		!slices.ContainsFunc(s.lanes, func(l *lane) bool { return !l.quiet(now) })
 }
 

@@ -1,0 +1,403 @@
+package delivery
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery/internal/pace"
+)
+
+// joint is a limit by name, and what this worker uses of it.
+type joint struct {
+	name     string
+	worker   mail.WorkerID
+	outlasts time.Duration // shorter periods are over when another worker counts what this one did
+
+	mu       sync.Mutex             // guards all below
+	limit    shaping.Shared         // the strictest that is known
+	held     store.Holding          // on record for us, or more
+	target   part                   // that is ours
+	open     int                    // connections
+	messages pace.Window            // transactions
+	unsaved  time.Time              // the first transaction that is not on record; zero: there is none
+	saving   time.Time              // the first in what is being recorded
+	counts   map[mail.WorkerID]bool // workers that are gone, whose transactions are in messages
+	waiting  []*site                // for a connection or a message, by turns
+
+	wantedAt time.Time // when this worker last had mail for it; only runShares uses it
+}
+
+// part is what one worker has of a limit.
+type part struct{ connections, events int }
+
+// may returns how much may be in use: never more than what is on record.
+// Caller holds mu.
+func (j *joint) may() part {
+	return part{min(j.held.Connections, j.target.connections), min(j.held.Events, j.target.events)}
+}
+
+// next returns when one more transaction of a site may begin, as
+// pace.Window.Next.
+func (j *joint) next(s *site, now time.Time) (time.Time, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	at, ok := j.nextMessage(now)
+	if !ok {
+		j.wait(s)
+	}
+	return at, ok
+}
+
+// nextMessage is next for a caller that holds mu.
+func (j *joint) nextMessage(now time.Time) (time.Time, bool) {
+	if j.limit.MessageRate.IsUnlimited() && j.known() {
+		return now, true
+	}
+	if j.may().events < 1 {
+		return time.Time{}, false
+	}
+	first := j.saving
+	if first.IsZero() {
+		first = j.unsaved
+	}
+	if !first.IsZero() && now.Sub(first) > unknown(shareEvery) {
+		return now.Add(saveTick), true // Postgres may answer yet
+	}
+	return j.messages.Next(now)
+}
+
+// known reports whether the limit itself is known yet. Caller holds mu.
+func (j *joint) known() bool { return j.held.Name != "" }
+
+// begin counts a transaction as begun, if one may begin now.
+func (j *joint) begin(now time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if at, ok := j.nextMessage(now); !ok || at.After(now) {
+		return false
+	}
+	j.messages.Begin(now)
+	if j.unsaved.IsZero() && j.limit.MessageRate.Period > j.outlasts {
+		j.unsaved = now
+	}
+	return true
+}
+
+// over says that a transaction has ended, and whether the remote host can have
+// seen it.
+func (j *joint) over(seen bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	over(&j.messages, seen)
+	j.call(1)
+}
+
+// mayConnect reports whether a site may open one more connection: there is one
+// to be had, and not only for those that have waited for longer.
+func (j *joint) mayConnect(s *site) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.mayOpen(s)
+}
+
+// mayOpen is mayConnect for a caller that holds mu.
+func (j *joint) mayOpen(s *site) bool {
+	if !j.known() {
+		j.wait(s)
+		return false
+	}
+	if j.limit.Connections == 0 {
+		return true
+	}
+	before := slices.Index(j.waiting, s)
+	if before < 0 {
+		before = len(j.waiting)
+	}
+	if j.may().connections-j.open > before {
+		return true
+	}
+	j.wait(s)
+	return false
+}
+
+// connect counts a connection of a site, if it may be opened.
+func (j *joint) connect(s *site) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.mayOpen(s) {
+		return false
+	}
+	j.open++
+	j.waiting = slices.DeleteFunc(j.waiting, func(w *site) bool { return w == s })
+	return true
+}
+
+// opened counts a connection that is open.
+func (j *joint) opened() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.open++
+}
+
+// closed says that a connection has been closed, or was not made after all.
+func (j *joint) closed() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.open--
+	j.call(1)
+}
+
+// wait has a site called when there is more. Caller holds mu.
+func (j *joint) wait(s *site) {
+	if !slices.Contains(j.waiting, s) {
+		j.waiting = append(j.waiting, s)
+	}
+	if !j.known() {
+		s.home.shareSoon()
+	}
+}
+
+// call has the first n of those that wait look again; each keeps its place
+// until it has what it waits for. Caller holds mu, and that of a site.
+func (j *joint) call(n int) {
+	for _, s := range j.waiting[:min(n, len(j.waiting))] {
+		time.AfterFunc(0, s.kick)
+	}
+}
+
+// excess is how many idle connections are to end: as many as there are more
+// than may be, or are waited for.
+func (j *joint) excess() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.limit.Connections == 0 {
+		return 0
+	}
+	free := j.may().connections - j.open
+	return max(-free, 0) + max(len(j.waiting)-max(free, 0), 0)
+}
+
+// missed reports whether a site waits for a connection that another one could
+// give up.
+func (j *joint) missed(by *site) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.limit.Connections > 0 && j.open >= j.may().connections && slices.ContainsFunc(j.waiting, func(s *site) bool { return s != by })
+}
+
+// crowded reports whether a connection must end after its transaction.
+func (j *joint) crowded() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.limit.Connections > 0 && j.open > j.may().connections
+}
+
+// holdings is what workers hold of one limit at a time of Postgres.
+type holdings struct {
+	of []store.Holding
+	at time.Time
+}
+
+// record is what a look comes to.
+type record struct {
+	want     store.Holding // to be on record; without a name: nothing
+	uses     store.InUse
+	changed  bool // it is not on record yet
+	released bool // what is on record is given up
+}
+
+// look decides about our portion: as many workers as have mail for the limit
+// have equal ones. From now on no more is begun than that and what is on
+// record allow.
+func (j *joint) look(wish wish, hs holdings, now time.Time) record {
+	if wish.wanted {
+		j.wantedAt = now
+	}
+	holders := []mail.WorkerID{j.worker}
+	limit := wish.limit
+	if !wish.known {
+		limit = j.last()
+	}
+	var mine store.Holding
+	for _, h := range hs.of {
+		switch {
+		case h.Worker == j.worker:
+			mine = h
+		case !h.Gone:
+			holders = append(holders, h.Worker)
+			limit = strictest(limit, shaping.Shared{Connections: h.AllConnections, MessageRate: shaping.Rate{Events: h.AllEvents, Period: h.Period}})
+		}
+	}
+	if now.Sub(j.wantedAt) > keepShare && j.letGo(now) {
+		return record{released: mine.Name != ""}
+	}
+	slices.Sort(holders)
+	limit.Name = j.name
+	for _, h := range hs.of {
+		// One of those that are left counts what those that are gone have done.
+		if h.Gone && h.State != nil && holders[0] == j.worker {
+			j.inherit(h, limit, now)
+		}
+	}
+	return j.aim(limit, turnOf(holders, j.worker, limit, hs.at), mine, now)
+}
+
+// turnOf returns the portion of one of the workers that hold a limit. Where it
+// is too little for all, they have it by turns.
+func turnOf(holders []mail.WorkerID, id mail.WorkerID, limit shaping.Shared, at time.Time) mail.Portion {
+	rank := slices.Index(holders, id)
+	n := len(holders)
+	if c := limit.Connections; c > 0 && c < n || !limit.MessageRate.IsUnlimited() && limit.MessageRate.Events < n {
+		rank = (rank + int(at.UnixNano()/int64(takeTurns+limit.MessageRate.Period))) % n
+	}
+	return mail.PortionOf(rank, n)
+}
+
+// aim takes over what the limit is and what our portion of it should be, and
+// keeps to the smaller from now on. It returns what is to be on record in
+// place of what is.
+func (j *joint) aim(limit shaping.Shared, p mail.Portion, is store.Holding, now time.Time) record {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.limit = limit
+	j.target = part{p.Count(limit.Connections), p.Count(limit.MessageRate.Events)}
+	j.setRate()
+	uses := store.InUse{Counted: slices.Sorted(maps.Keys(j.counts))}
+	if limit.Connections > 0 {
+		uses.Connections = j.open
+	}
+	if !limit.MessageRate.IsUnlimited() {
+		uses.Events = j.messages.Counted(now)
+	}
+	want := store.Holding{
+		Name: j.name, Worker: j.worker, State: is.State, Connections: j.target.connections, Events: j.target.events,
+		OverConnections: max(uses.Connections-j.target.connections, 0), OverEvents: max(uses.Events-j.target.events, 0),
+		AllConnections: limit.Connections, AllEvents: limit.MessageRate.Events, Period: limit.MessageRate.Period,
+	}
+	if limit.MessageRate.Period > j.outlasts && (!j.unsaved.IsZero() || !sameHolding(is, want)) {
+		want.State = j.save(now, false)
+		j.saving, j.unsaved = j.unsaved, time.Time{}
+	}
+	return record{want: want, uses: uses, changed: !sameHolding(is, want)}
+}
+
+// jointState is the saved form of what a worker has begun.
+type jointState struct {
+	Clean    bool         `json:"clean,omitempty"` // the worker ended in order: nothing came after
+	Messages []pace.Tally `json:"messages,omitempty"`
+}
+
+// save returns what another worker must know. Caller holds mu.
+func (j *joint) save(now time.Time, clean bool) []byte {
+	text, err := json.Marshal(jointState{clean, j.messages.Save(now)})
+	if err != nil {
+		panic(err) // a struct of numbers
+	}
+	return text
+}
+
+// saved says what became of the record that aim returned.
+func (j *joint) saved(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err != nil && !j.saving.IsZero() {
+		j.unsaved = j.saving
+	}
+	j.saving = time.Time{}
+}
+
+// inherit counts what a worker that is gone has begun, once.
+func (j *joint) inherit(from store.Holding, limit shaping.Shared, now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.counts[from.Worker] {
+		return
+	}
+	j.counts[from.Worker] = true
+	kept := shaping.Rate{Events: from.Events + from.OverEvents, Period: from.Period, Burst: limit.MessageRate.Burst}
+	if kept.IsUnlimited() {
+		return // it had nothing of it
+	}
+	var state jointState
+	if err := json.Unmarshal(from.State, &state); err != nil {
+		slog.Warn("record of a shared limit not understood", "limit", j.name, "error", err)
+	}
+	// What it kept to counts in full; its bursts were no larger than those of
+	// the limit.
+	j.messages.SetRate(kept)
+	j.messages.Linger(now, state.Messages)
+	j.messages.Restore(now, max(from.Age, 0), state.Messages)
+	if !state.Clean {
+		j.messages.Assume(now, unknown(shareEvery))
+	}
+	j.limit = limit // of an unknown one the window would forget all
+	j.setRate()
+}
+
+// setRate has the window keep to what may be used. Caller holds mu.
+func (j *joint) setRate() {
+	r := j.limit.MessageRate
+	if !r.IsUnlimited() {
+		if r.Burst > 0 {
+			r.Burst = max(r.Burst*j.may().events/r.Events, 1)
+		}
+		r.Events = max(j.may().events, 1) // none is seen to by nextMessage
+	}
+	j.messages.SetRate(r)
+}
+
+// hold takes over what is on record, and has those that wait look.
+func (j *joint) hold(got store.Holding) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.held = got
+	j.setRate()
+	waiting := j.waiting
+	j.waiting = nil
+	for _, s := range waiting {
+		time.AfterFunc(0, s.kick)
+	}
+}
+
+// last returns the limit as it was known last.
+func (j *joint) last() shaping.Shared {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.limit
+}
+
+// leave returns what is to stay on record of a worker that ends.
+func (j *joint) leave(now time.Time) (left store.Holding, uses store.InUse) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	left = j.held
+	uses = store.InUse{Events: j.messages.Counted(now)}
+	left.Connections, left.Events, left.State = 0, 0, j.save(now, true)
+	return left, uses
+}
+
+// letGo gives up what is held of the limit if nothing counts against it.
+func (j *joint) letGo(now time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.open > 0 || !j.messages.Idle(now) {
+		return false
+	}
+	j.held = store.Holding{}
+	return true
+}
+
+// sameHolding reports whether what is on record is what is wanted.
+func sameHolding(a, b store.Holding) bool {
+	return a.Name == b.Name && a.Connections == b.Connections && a.Events == b.Events && a.OverConnections == b.OverConnections &&
+		a.OverEvents == b.OverEvents && a.AllConnections == b.AllConnections &&
+		a.AllEvents == b.AllEvents && a.Period == b.Period && bytes.Equal(a.State, b.State)
+}

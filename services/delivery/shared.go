@@ -1,0 +1,270 @@
+package delivery
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
+	"github.com/postrider/postrider/pkg/store"
+)
+
+// This file keeps the limits that sites share by name, whatever worker is
+// their home. Each worker that has mail for such a limit holds a portion of
+// it, which Postgres has on record; the portions on record never sum to more
+// than the limit. To use less, a worker does so first and has it recorded
+// then; to use more, it has that recorded first. So no transaction waits for a
+// word with anybody.
+
+const (
+	// shareEvery is how often portions are looked at.
+	shareEvery = 500 * time.Millisecond
+	// keepShare is how long a worker without mail keeps its portion.
+	keepShare = 10 * time.Second
+	// takeTurns is how long, besides a period, a worker keeps what is too
+	// little for all, before it is another's turn.
+	takeTurns = 10 * time.Second
+)
+
+// jointOf returns the limit of a name.
+func (w *worker) jointOf(name string) *joint {
+	w.sharing.Lock()
+	defer w.sharing.Unlock()
+	j := w.joints[name]
+	if j == nil {
+		j = &joint{name: name, worker: w.id, outlasts: w.config.HomeLease, counts: map[mail.WorkerID]bool{}}
+		w.joints[name] = j
+	}
+	return j
+}
+
+// shareSoon has the portions looked at at once.
+func (w *worker) shareSoon() {
+	select {
+	case w.shareNow <- struct{}{}:
+	default:
+	}
+}
+
+// runShares keeps the portions of shared limits until ctx is done.
+func (w *worker) runShares(ctx context.Context) error {
+	tick := time.NewTicker(shareEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-w.shareNow:
+		}
+		within, cancel := context.WithTimeout(ctx, storeWithin)
+		err := w.share(within)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			slog.Warn("portions of shared limits stay as they are", "worker_id", w.id, "error", err)
+			sleep(ctx, firstStorePause)
+		}
+	}
+}
+
+// wish is what the sites of this worker want of a limit.
+type wish struct {
+	limit  shaping.Shared // the strictest that one of them knows
+	known  bool
+	wanted bool
+}
+
+// wishes returns what the sites want of each limit.
+func (w *worker) wishes() map[*joint]wish {
+	all := map[*joint]wish{}
+	for _, s := range w.sitesIn(nil) {
+		s.mu.Lock()
+		for _, l := range s.lanes {
+			for i, j := range l.joints {
+				of := all[j]
+				if of.known {
+					of.limit = strictest(of.limit, l.shared[i])
+				} else {
+					of.limit, of.known = l.shared[i], true
+				}
+				of.wanted = of.wanted || l.open > 0 || s.ready.len() > 0
+				all[j] = of
+			}
+		}
+		s.mu.Unlock()
+	}
+	return all
+}
+
+// strictest settles what two say of a limit of one name.
+func strictest(a, b shaping.Shared) shaping.Shared {
+	if a.Connections == 0 || b.Connections > 0 && b.Connections < a.Connections {
+		a.Connections = b.Connections
+	}
+	a.MessageRate = a.MessageRate.Slower(b.MessageRate)
+	return a
+}
+
+// share looks at all shared limits.
+func (w *worker) share(ctx context.Context) error {
+	wishes := w.wishes()
+	w.sharing.Lock()
+	var joints []*joint
+	for _, j := range w.joints {
+		joints = append(joints, j)
+	}
+	w.sharing.Unlock()
+	if len(joints) == 0 {
+		return nil
+	}
+	all, at, err := w.store.Holdings(ctx)
+	if err != nil {
+		return err
+	}
+	for _, j := range joints {
+		var of []store.Holding
+		for _, h := range all {
+			if h.Name == j.name {
+				of = append(of, h)
+			}
+		}
+		if err := w.shareOne(ctx, j, wishes[j], holdings{of, at}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shareOne looks at one limit, and has on record what it comes to.
+func (w *worker) shareOne(ctx context.Context, j *joint, wish wish, hs holdings) error {
+	r := j.look(wish, hs, time.Now())
+	switch {
+	case r.released:
+		return w.store.Release(ctx, w.id, j.name)
+	case r.want.Name == "":
+		return nil
+	}
+	w.dismissFor(j, j.excess())
+	got := r.want
+	var err error
+	if r.changed {
+		got, err = w.store.Hold(ctx, r.want, r.uses)
+	}
+	j.saved(err)
+	if err == nil {
+		j.hold(got)
+	}
+	return err
+}
+
+// leaveShares leaves on record what this worker has begun, for another one to
+// count it.
+func (w *worker) leaveShares(ctx context.Context) error {
+	for _, j := range w.joints {
+		left, uses := j.leave(time.Now())
+		if left.Name == "" || left.Period <= j.outlasts {
+			continue // the end of a short period is waited for
+		}
+		_, err := w.store.Hold(ctx, left, uses)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shareBy has the lane keep to limits by name, which it learns or that have
+// changed. Its open connections count against them. Caller holds the site's mu.
+func (l *lane) shareBy(limits []shaping.Shared) {
+	var joints []*joint
+	for _, of := range limits {
+		joints = append(joints, l.site.home.jointOf(of.Name))
+	}
+	l.shared = limits
+	if slices.Equal(joints, l.joints) {
+		return
+	}
+	l.joints = joints
+	for ss := range l.site.sessions {
+		if ss.lane != l {
+			continue
+		}
+		for _, j := range joints {
+			if !slices.Contains(ss.joints, j) {
+				j.opened()
+			}
+		}
+		for _, j := range ss.joints {
+			if !slices.Contains(joints, j) {
+				j.closed()
+			}
+		}
+		ss.joints = joints
+	}
+}
+
+// sharedFrom returns the limits by name that mail from a source counts
+// against, sorted. Those of a provider are the site's own. Caller holds mu.
+func (s *site) sharedFrom(source string) (all []shaping.Shared) {
+	for _, v := range s.valuesFrom(source) {
+		for _, of := range v.Shared {
+			if shaping.ProviderOf(mail.Site(of.Name)) != "" || of.Connections == 0 && of.MessageRate.IsUnlimited() {
+				continue
+			}
+			i, seen := slices.BinarySearchFunc(all, of.Name, func(a shaping.Shared, name string) int { return strings.Compare(a.Name, name) })
+			if seen {
+				all[i] = strictest(all[i], of)
+			} else {
+				all = slices.Insert(all, i, of)
+			}
+		}
+	}
+	return all
+}
+
+// beginShared counts a transaction against the limits by name, if all allow
+// it; if not, the site looks again when they may.
+func (l *lane) beginShared(now time.Time) bool {
+	for i, j := range l.joints {
+		if !j.begin(now) {
+			for _, before := range l.joints[:i] {
+				before.over(false)
+			}
+			at, ok := j.next(l.site, now)
+			l.site.notBefore(now, at, ok)
+			return false
+		}
+	}
+	return true
+}
+
+// connectShared counts a connection against the limits by name, if all allow
+// it.
+func (l *lane) connectShared() bool {
+	for i, j := range l.joints {
+		if !j.connect(l.site) {
+			for _, before := range l.joints[:i] {
+				before.closed()
+			}
+			return false
+		}
+	}
+	return true
+}
+
+// dismissFor ends up to n idle connections that count against a limit.
+func (w *worker) dismissFor(j *joint, n int) {
+	for _, s := range w.sitesIn(nil) {
+		s.mu.Lock()
+		for _, l := range s.lanes {
+			if k := min(n, len(l.idle)); k > 0 && slices.Contains(l.joints, j) {
+				l.dismiss(k)
+				n -= k
+			}
+		}
+		s.mu.Unlock()
+	}
+}
