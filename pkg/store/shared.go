@@ -73,6 +73,10 @@ func (s *Store) Hold(ctx context.Context, want Holding, uses InUse) (got Holding
 	const lock = `SELECT pg_advisory_xact_lock(hashtextextended($1, 28))`
 	const forget = `DELETE FROM shared_limits h USING workers w
 WHERE h.name = $1 AND w.worker_id = h.worker_id AND NOT ` + usesHolding + ` AND (h.worker_id = ANY ($2) OR NOT ` + countsEvents + `)`
+	// Should such a worker come back, it holds nothing any more, and what it has
+	// begun counts on.
+	const void = `UPDATE shared_limits h SET connections = 0, over_connections = 0, events = 0, over_events = h.over_events + h.events
+FROM workers w WHERE h.name = $1 AND w.worker_id = h.worker_id AND NOT ` + usesHolding + ` AND h.connections + h.over_connections + h.events > 0`
 	const hold = `WITH others AS (
     SELECT coalesce(sum(h.connections + h.over_connections) FILTER (WHERE ` + usesHolding + `), 0)::integer AS connections,
            coalesce(sum(h.events + h.over_events) FILTER (WHERE ` + countsEvents + `), 0)::integer AS events
@@ -94,6 +98,9 @@ RETURNING connections, events, over_connections, over_events`
 			return err
 		}
 		if _, err := tx.Exec(ctx, forget, want.Name, uses.Counted); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, void, want.Name); err != nil {
 			return err
 		}
 		return tx.QueryRow(ctx, hold, want.Name, want.Worker, want.Connections, want.Events, want.AllConnections, want.AllEvents, want.Period,

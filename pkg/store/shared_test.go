@@ -74,6 +74,25 @@ func TestASharedLimitIsHeldInPortions(t *testing.T) {
 	}
 }
 
+// A worker whose lease on its slots has ended, and who comes back, holds
+// nothing of what others may hold meanwhile.
+func TestAWorkerThatComesBackHoldsNothing(t *testing.T) {
+	f := setup(t)
+	a, b := f.worker(t), f.worker(t)
+	f.hold(t, want(a, 10, 20), store.InUse{})
+	f.exec(t, "UPDATE workers SET home_until = now() - interval '1 ms' WHERE worker_id = $1", int32(a))
+	if _, err := f.Hold(t.Context(), want(a, 10, 20), store.InUse{}); err == nil {
+		t.Error("a worker without a lease holds something")
+	}
+	if got := f.hold(t, want(b, 10, 20), store.InUse{}); got.Connections != 10 || got.Events != 0 {
+		t.Errorf("%+v, want all connections, and no events before a period is over", got)
+	}
+	f.exec(t, "UPDATE workers SET home_until = now() + interval '1 hour' WHERE worker_id = $1", int32(a))
+	if got := f.hold(t, want(a, 5, 10), store.InUse{}); got.Connections != 0 || got.Events != 10 {
+		t.Errorf("%+v, want only what the other one does not hold", got)
+	}
+}
+
 // TestPortionsOnRecordNeverSumToMore: workers that want more and less at
 // random, all at once.
 func TestPortionsOnRecordNeverSumToMore(t *testing.T) {

@@ -90,8 +90,9 @@ type worker struct {
 	divisions mail.Divisions
 
 	shareNow chan struct{} // holds at most one signal
-	sharing  sync.Mutex    // guards joints
+	sharing  sync.Mutex    // guards the two below
 	joints   map[string]*joint
+	voided   int // how often all that is held of them was lost
 
 	dividing sync.Mutex // makes reads of the divisions one after another
 }

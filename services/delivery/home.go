@@ -155,6 +155,9 @@ func (h *homes) renew() error {
 		return errGone
 	}
 	h.lease.extend(asked.Add(h.config.Lease))
+	if h.tenure.left() <= 0 {
+		h.voidShares()
+	}
 	h.tenure.extend(asked.Add(h.config.HomeLease))
 	h.renewed, h.renewedAt = got.Slots, asked
 	h.othersEnd = time.Time{}

@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"bytes"
 	"encoding/json"
 	"log/slog"
 	"maps"
@@ -202,8 +201,9 @@ func (j *joint) crowded() bool {
 
 // holdings is what workers hold of one limit at a time of Postgres.
 type holdings struct {
-	of []store.Holding
-	at time.Time
+	of     []store.Holding
+	at     time.Time
+	voided int // how often the worker had lost all before
 }
 
 // record is what a look comes to.
@@ -248,17 +248,6 @@ func (j *joint) look(wish wish, hs holdings, now time.Time) record {
 		}
 	}
 	return j.aim(limit, turnOf(holders, j.worker, limit, hs.at), mine, now)
-}
-
-// turnOf returns the portion of one of the workers that hold a limit. Where it
-// is too little for all, they have it by turns.
-func turnOf(holders []mail.WorkerID, id mail.WorkerID, limit shaping.Shared, at time.Time) mail.Portion {
-	rank := slices.Index(holders, id)
-	n := len(holders)
-	if c := limit.Connections; c > 0 && c < n || !limit.MessageRate.IsUnlimited() && limit.MessageRate.Events < n {
-		rank = (rank + int(at.UnixNano()/int64(takeTurns+limit.MessageRate.Period))) % n
-	}
-	return mail.PortionOf(rank, n)
 }
 
 // aim takes over what the limit is and what our portion of it should be, and
@@ -367,6 +356,14 @@ func (j *joint) hold(got store.Holding) {
 	}
 }
 
+// void gives up what is held, because the lease that it is held by has ended.
+func (j *joint) void() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.held = store.Holding{}
+	j.setRate()
+}
+
 // last returns the limit as it was known last.
 func (j *joint) last() shaping.Shared {
 	j.mu.Lock()
@@ -393,11 +390,4 @@ func (j *joint) letGo(now time.Time) bool {
 	}
 	j.held = store.Holding{}
 	return true
-}
-
-// sameHolding reports whether what is on record is what is wanted.
-func sameHolding(a, b store.Holding) bool {
-	return a.Name == b.Name && a.Connections == b.Connections && a.Events == b.Events && a.OverConnections == b.OverConnections &&
-		a.OverEvents == b.OverEvents && a.AllConnections == b.AllConnections &&
-		a.AllEvents == b.AllEvents && a.Period == b.Period && bytes.Equal(a.State, b.State)
 }

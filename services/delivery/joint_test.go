@@ -46,6 +46,9 @@ func (l *ledger) hold(want store.Holding, uses store.InUse, now time.Time) store
 			delete(l.rows, id)
 			continue
 		}
+		if over {
+			h.Connections, h.OverConnections, h.Events, h.OverEvents = 0, 0, 0, h.OverEvents+h.Events
+		}
 		if id == want.Worker {
 			continue
 		}
@@ -122,6 +125,7 @@ func shareAtRandom(t *rapid.T) {
 	all := []*modelWorker{newModelWorker(ids, lease)}
 	dying := map[*modelWorker]time.Time{} // their connections are open so long
 	var seen []time.Time
+	var away []*modelWorker
 	for range rapid.IntRange(1, 400).Draw(t, "steps") {
 		now := time.Now()
 		for _, m := range all {
@@ -156,9 +160,34 @@ func shareAtRandom(t *rapid.T) {
 			}
 			l.gone[m.j.worker] = now
 			all = slices.DeleteFunc(all, func(other *modelWorker) bool { return other == m })
-		case step <= 4:
+		case step == 3 && m.j.held.Name != "" && m.record == nil: // loses its lease for a while
+			for ; m.open > 0; m.open-- {
+				m.j.closed()
+			}
+			for _, f := range m.flying {
+				if f.seen.After(time.Now()) {
+					<-time.After(time.Until(f.seen))
+				}
+			}
+			for range m.flying {
+				m.j.over(true)
+			}
+			m.flying = nil
+			l.gone[m.j.worker] = time.Now()
+			away = append(away, m)
+			all = slices.DeleteFunc(all, func(other *modelWorker) bool { return other == m })
+			if len(all) == 0 {
+				ids++
+				all = append(all, newModelWorker(ids, lease))
+			}
+		case step == 4 && len(away) > 0: // and has a new one
+			m, away = away[0], away[1:]
+			m.j.void()
+			delete(l.gone, m.j.worker)
+			all = append(all, m)
+		case step <= 5:
 			<-time.After(time.Duration(rapid.IntRange(0, 2000).Draw(t, "pause")) * time.Millisecond)
-		case step <= 9: // the three steps of a look
+		case step <= 10: // the three steps of a look
 			switch {
 			case m.got != nil:
 				m.j.saved(nil)
@@ -177,7 +206,7 @@ func shareAtRandom(t *rapid.T) {
 				}
 				m.record = &r
 			}
-		case step <= 11 && m.open > 0:
+		case step == 11 && m.open > 0:
 			m.open--
 			m.j.closed()
 		case step <= 14:

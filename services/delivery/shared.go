@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"slices"
@@ -116,6 +117,7 @@ func (w *worker) share(ctx context.Context) error {
 	for _, j := range w.joints {
 		joints = append(joints, j)
 	}
+	voided := w.voided
 	w.sharing.Unlock()
 	if len(joints) == 0 {
 		return nil
@@ -131,7 +133,7 @@ func (w *worker) share(ctx context.Context) error {
 				of = append(of, h)
 			}
 		}
-		if err := w.shareOne(ctx, j, wishes[j], holdings{of, at}); err != nil {
+		if err := w.shareOne(ctx, j, wishes[j], holdings{of, at, voided}); err != nil {
 			return err
 		}
 	}
@@ -154,10 +156,34 @@ func (w *worker) shareOne(ctx context.Context, j *joint, wish wish, hs holdings)
 		got, err = w.store.Hold(ctx, r.want, r.uses)
 	}
 	j.saved(err)
-	if err == nil {
+	w.sharing.Lock()
+	defer w.sharing.Unlock()
+	if err == nil && hs.voided == w.voided {
 		j.hold(got)
 	}
 	return err
+}
+
+// turnOf returns the portion of one of the workers that hold a limit. Where it
+// is too little for all, they have it by turns.
+func turnOf(holders []mail.WorkerID, id mail.WorkerID, limit shaping.Shared, at time.Time) mail.Portion {
+	rank := slices.Index(holders, id)
+	n := len(holders)
+	if c := limit.Connections; c > 0 && c < n || !limit.MessageRate.IsUnlimited() && limit.MessageRate.Events < n {
+		rank = (rank + int(at.UnixNano()/int64(takeTurns+limit.MessageRate.Period))) % n
+	}
+	return mail.PortionOf(rank, n)
+}
+
+// voidShares gives up what is held of all limits, because the lease on the
+// slots may have ended: then others hold it.
+func (w *worker) voidShares() {
+	w.sharing.Lock()
+	defer w.sharing.Unlock()
+	w.voided++
+	for _, j := range w.joints {
+		j.void()
+	}
 }
 
 // leaveShares leaves on record what this worker has begun, for another one to
@@ -267,4 +293,11 @@ func (w *worker) dismissFor(j *joint, n int) {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// sameHolding reports whether what is on record is what is wanted.
+func sameHolding(a, b store.Holding) bool {
+	return a.Name == b.Name && a.Connections == b.Connections && a.Events == b.Events && a.OverConnections == b.OverConnections &&
+		a.OverEvents == b.OverEvents && a.AllConnections == b.AllConnections &&
+		a.AllEvents == b.AllEvents && a.Period == b.Period && bytes.Equal(a.State, b.State)
 }
