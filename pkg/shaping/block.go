@@ -31,6 +31,7 @@ type block struct {
 	sources map[string][]layer
 	rules   []Rule
 	apart   bool // mx_rollup = false: the domain is a site of its own
+	rollup  bool // mx_rollup was said
 }
 
 // over lays the block of a later file over this one.
@@ -46,7 +47,9 @@ func (b *block) over(later *block, replace bool) {
 		b.sources[name] = append(b.sources[name], layers...)
 	}
 	b.rules = append(b.rules, later.rules...)
-	b.apart = b.apart || later.apart
+	if later.rollup {
+		b.apart, b.rollup = later.apart, true
+	}
 }
 
 func (b *block) limits() bool {

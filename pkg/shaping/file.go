@@ -180,7 +180,7 @@ func (r *reader) block(k kind, table map[string]any) *block {
 			r.warn("%s.mx_rollup: only the block of a domain may have it", k.name)
 		}
 		_, ok := rest["mx_rollup"].(bool)
-		b.apart = !flag("mx_rollup") && ok
+		b.apart, b.rollup = !flag("mx_rollup") && ok, ok
 	}
 	if value, has := take("automation"); has {
 		b.rules = r.rules(k.name, value)

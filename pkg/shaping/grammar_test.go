@@ -133,6 +133,9 @@ connection_limit = 2
 max_ready = 2
 ["b.example"]
 connection_limit = 3
+mx_rollup = false
+["c.example"]
+mx_rollup = false
 [provider."p".sources."s"]
 max_ready = 7
 `, `
@@ -149,6 +152,9 @@ replace_base = true
 connection_limit = 12
 ["b.example"]
 unset = ["connection_limit"]
+mx_rollup = true
+["c.example"]
+connection_limit = 1
 `)
 	v := s.For(shaping.Query{Domain: "x.example", Hosts: hosts("mx.p.test")})
 	if v.Connections != 11 || v.Ready != 1 || len(v.Rules) != 2 {
@@ -166,6 +172,9 @@ unset = ["connection_limit"]
 	if v := s.For(shaping.Query{Domain: "b.example", Hosts: hosts("mx.b.test")}); v.Connections != 10 {
 		t.Errorf("unset: %+v", v.Limits)
 	}
+	if b, c := s.Site("b.example", nil), s.Site("c.example", nil); b != "" || c != "domain:c.example" {
+		t.Errorf("mx_rollup: sites %q and %q", b, c)
+	}
 }
 
 func TestWhatIsWrongWithRulesIsNamed(t *testing.T) {
@@ -179,6 +188,8 @@ colour = "red"
 [["b.example".automation]]
 regex = ""
 trigger = "Later"
+[["b.example".automation]]
+trigger = {Threshold="unlimited"}
 ["c.example"]
 automation = "none"
 ["d.example".sources]
@@ -193,7 +204,7 @@ replace_base = 1
 	for _, want := range []string{
 		`"a.example".automation[1].regex: "(?=x)y": error parsing regexp`, "expressions are RE2: without look-around",
 		`"a.example".automation[1].action: Explode: want one of`, `SetConfig: connection_limit: many: want a whole number`,
-		`SetConfig: unknown key connections_max`, `trigger.Threshold: rate "often"`, `duration: duration "soon"`, `automation[1].colour: unknown key`,
+		`SetConfig: unknown key connections_max`, `trigger.Threshold: rate "often"`, `trigger.Threshold: unlimited`, `duration: duration "soon"`, `automation[1].colour: unknown key`,
 		`"b.example".automation[1].regex: want a regular expression`, `"b.example".automation[1].trigger: Later`, `"b.example".automation[1].action: missing`,
 		`"c.example".automation: want blocks such as`, `"d.example".sources."x": want a block`, `"e.example".unset: unknown key nothing`, `"e.example".replace_base: want true or false`,
 	} {

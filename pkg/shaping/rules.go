@@ -205,6 +205,8 @@ func (r *reader) trigger(at string, value any) Rate {
 	t, note, err := rate(threshold)
 	if err != nil {
 		r.fail("%s.Threshold: %w", at, err)
+	} else if t.IsUnlimited() {
+		r.fail("%s.Threshold: unlimited matches never come: want a rate, such as \"10/hr\"", at)
 	}
 	if note != "" {
 		r.warn("%s.Threshold: %s", at, note)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -220,10 +221,11 @@ func TestParse(t *testing.T) {
 		{"http://proxy.test:80", egress.Way{}, false},
 		{"socks5://proxy.test", egress.Way{}, false},
 		{"socks5://proxy.test:1080/path", egress.Way{}, false},
+		{"socks5://me:secret@proxy.test:port", egress.Way{}, false},
 		{"", egress.Way{}, false},
 	} {
 		got, err := egress.Parse(c.text)
-		if (err == nil) != c.ok || c.ok && got != c.want {
+		if (err == nil) != c.ok || c.ok && got != c.want || err != nil && strings.Contains(err.Error(), "secret") {
 			t.Errorf("Parse(%q) = %+v, %v", c.text, got, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"strings"
 	"syscall"
 )
 
@@ -39,7 +38,7 @@ type Way struct {
 func Parse(text string) (Way, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return Way{}, fmt.Errorf("egress %q: want socks5://[user:password@]host:port or haproxy://host:port", strings.SplitN(text, "@", 2)[0])
+		return Way{}, errors.New("egress: want socks5://[user:password@]host:port or haproxy://host:port") // not what it is: it may have a password
 	}
 	w := Way{Kind: Kind(u.Scheme), Proxy: u.Host, User: u.User.Username()}
 	w.Password, _ = u.User.Password()
