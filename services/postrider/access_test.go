@@ -101,7 +101,7 @@ func TestTenantCommands(t *testing.T) {
 	l.fails("tenant set acme", "nothing to change", true)
 	l.fails("tenant set none --priority 1", "there is no tenant none", false)
 	l.ok("tenant suspend acme --for 2h --reason spam", "suspended tenant acme for 2h")
-	l.fails("tenant suspend acme --for 0s", "more than 0", true)
+	l.fails("tenant suspend acme --for 0s", "longer than zero", true)
 	if _, _, err := l.db.AddUsage(t.Context(), []store.Usage{
 		{Day: time.Now().UTC(), Tenant: "acme", Credential: "a", Messages: 1, Recipients: 2, Bytes: 2048},
 		{Day: time.Now().UTC(), Tenant: "acme", Credential: "b", Messages: 1, Recipients: 2, Bytes: 2048},

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/postrider/postrider/pkg/retry"
 )
 
 // table prints rows in columns.
@@ -30,6 +32,11 @@ func (t table) flush() error { return t.w.Flush() }
 // outputFlag adds -o to a command that prints data.
 func outputFlag(c *cobra.Command, format *string) {
 	c.Flags().StringVarP(format, "output", "o", "text", "format: text or json")
+}
+
+// forFlag adds --for to a command that does something for a while.
+func forFlag(c *cobra.Command, wait *time.Duration) {
+	c.Flags().TextVar((*retry.Duration)(wait), "for", retry.Duration(time.Hour), "for this `time`, such as 30m or 2d")
 }
 
 // printAs prints v as JSON, or calls text.

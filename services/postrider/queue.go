@@ -164,7 +164,7 @@ func siteCommand() *cobra.Command {
 			})
 		},
 	}
-	suspend.Flags().DurationVar(&wait, "for", time.Hour, "how long")
+	forFlag(suspend, &wait)
 	suspend.Flags().StringVar(&reason, "reason", "", "why, for those who look later")
 	resume := &cobra.Command{
 		Use:   "resume SITE",

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/retry"
 	"github.com/postrider/postrider/pkg/store"
 )
 
@@ -251,7 +252,7 @@ show the way, and the rule says the rest.`,
 	flags.StringVar(&f.rule.Pool, "pool", "", "`name` of the pool of source addresses")
 	flags.StringArrayVar(&f.rule.Fallback.Hosts, "fallback", nil, "`host` for mail that has been tried for long; repeatable, in order")
 	flags.IntVar(&f.tries, "fallback-tries", 0, "fall back after so many tries (default 3 unless --fallback-after is given)")
-	flags.DurationVar(&f.rule.Fallback.After, "fallback-after", 0, "fall back so long after acceptance")
+	flags.TextVar((*retry.Duration)(&f.rule.Fallback.After), "fallback-after", retry.Duration(0), "fall back this `time` after acceptance, such as 90m or 1d")
 	flags.StringVar(&f.fallback, "fallback-tls", "", "TLS `level` of the fallback")
 	flags.StringVar(&f.rule.Fallback.Credential, "fallback-credential", "", "authenticate at the fallback by this `name`")
 	flags.StringVar(&f.rule.Hold, "hold", "", "hold recipients, for this `reason`, until they are released")

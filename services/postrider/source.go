@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postrider/postrider/pkg/mail"
-	"github.com/postrider/postrider/pkg/retry"
 	"github.com/postrider/postrider/pkg/store"
 )
 
@@ -222,25 +221,22 @@ func printSources(w io.Writer, lines []sourceLine) error {
 }
 
 func sourceSuspendCommand() *cobra.Command {
-	var length, reason string
+	var wait time.Duration
+	var reason string
 	c := &cobra.Command{
 		Use:   "suspend NAME",
 		Short: "Do not use a source for a while",
 		Args:  exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := retry.ParseDuration(length)
-			if err != nil {
-				return usageError{err}
-			}
-			return did(c, "suspended source "+args[0]+" for "+span(d), func(db *store.Store) error {
+			return did(c, "suspended source "+args[0]+" for "+span(wait), func(db *store.Store) error {
 				return changeSource(c.Context(), db, args[0], false, func(s *store.Source) error {
-					s.SuspendedUntil, s.SuspendReason = time.Now().Add(d), reason
+					s.SuspendedUntil, s.SuspendReason = time.Now().Add(wait), reason
 					return nil
 				})
 			})
 		},
 	}
-	c.Flags().StringVar(&length, "for", "1h", "how long, such as 30m or 2d")
+	forFlag(c, &wait)
 	c.Flags().StringVar(&reason, "reason", "", "why, for those who look")
 	return c
 }

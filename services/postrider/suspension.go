@@ -105,8 +105,6 @@ func suspensionAddCommand() *cobra.Command {
 			switch {
 			case covered(&m) == "":
 				return usageError{errors.New("say whose mail: give at least one of --site, --source, --tenant, --campaign")}
-			case wait <= 0:
-				return usageError{errors.New("--for must be longer than zero")}
 			case m.Reason == "":
 				return usageError{errors.New("--reason is missing: it is what others see")}
 			}
@@ -123,7 +121,7 @@ func suspensionAddCommand() *cobra.Command {
 	c.Flags().StringVar(&m.Source, "source", "", "mail that leaves from this `source`")
 	c.Flags().StringVar(&m.Tenant, "tenant", "", "mail of this `tenant`")
 	c.Flags().StringVar(&m.Campaign, "campaign", "", "mail of this `campaign`")
-	c.Flags().DurationVar(&wait, "for", time.Hour, "how long")
+	forFlag(c, &wait)
 	c.Flags().StringVar(&m.Reason, "reason", "", "why, for those who look later")
 	c.Flags().BoolVar(&bounce, "bounce", false, "the mail fails instead of waiting")
 	return c

@@ -1,7 +1,6 @@
 package postrider
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -195,9 +194,6 @@ func tenantSuspendCommand() *cobra.Command {
 		Short: "Take no mail from a tenant for a while (452); what was accepted is relayed",
 		Args:  exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if wait <= 0 {
-				return usageError{errors.New("--for wants a time of more than 0")}
-			}
 			done := fmt.Sprintf("suspended tenant %s for %s", args[0], span(wait))
 			return changeTenant(c, args[0], done, func(t *store.Tenant) error {
 				t.SuspendedUntil, t.SuspendReason = time.Now().Add(wait), reason
@@ -205,7 +201,7 @@ func tenantSuspendCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().DurationVar(&wait, "for", time.Hour, "how long")
+	forFlag(c, &wait)
 	c.Flags().StringVar(&reason, "reason", "", "why, for those who look later; clients do not see it")
 	return c
 }
