@@ -80,7 +80,11 @@ func span(d time.Duration) string {
 	case d < 24*time.Hour:
 		return round(d.Round(time.Minute))
 	}
-	return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	days := fmt.Sprintf("%dd", d/(24*time.Hour))
+	if hours := d % (24 * time.Hour) / time.Hour; hours > 0 {
+		return fmt.Sprintf("%s%dh", days, hours)
+	}
+	return days
 }
 
 // round prints a duration without the units that are zero at its end.

@@ -20,6 +20,7 @@ func TestSpan(t *testing.T) {
 		100 * time.Minute:                          "1h40m",
 		20 * time.Hour:                             "20h",
 		5*24*time.Hour + 3*time.Hour + time.Minute: "5d3h",
+		48*time.Hour + time.Minute:                 "2d",
 		-2 * time.Second:                           "-2.0s",
 		0:                                          "0µs",
 	} {

@@ -2,8 +2,10 @@ package postrider
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,7 +46,11 @@ func poolSetCommand() *cobra.Command {
 				return err
 			}
 			return did(c, "pool "+args[0]+" is set", func(db *store.Store) error {
-				return explain(db.SetPool(c.Context(), args[0], members), "one of the sources of pool", args[0])
+				err := db.SetPool(c.Context(), args[0], members)
+				if errors.Is(err, store.ErrNotFound) {
+					return fmt.Errorf("pool %s: one of the sources is not there, see postrider source list", args[0])
+				}
+				return err
 			})
 		},
 	}
@@ -130,10 +136,25 @@ func poolAssignCommand() *cobra.Command {
 		Args:  exactly("TENANT", "POOL"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return did(c, "mail of tenant "+args[0]+" leaves from pool "+cmp.Or(args[1], "default"), func(db *store.Store) error {
-				return explain(db.SetTenantPool(c.Context(), args[0], args[1]), "tenant", args[0])
+				if err := db.SetTenantPool(c.Context(), args[0], args[1]); err != nil {
+					return explain(err, "tenant", args[0])
+				}
+				return warnOfPool(c, db, args[1])
 			})
 		},
 	}
+}
+
+// warnOfPool warns of a pool that keeps its mail waiting.
+func warnOfPool(c *cobra.Command, db *store.Store, name string) error {
+	if name == "" {
+		return nil
+	}
+	all, err := db.Sources(c.Context())
+	if err == nil && !slices.ContainsFunc(all.Members, func(m store.Member) bool { return m.Pool == name }) {
+		err = said(c.ErrOrStderr(), "warning: pool %s has no source yet, and its mail waits for one\n", name)
+	}
+	return err
 }
 
 func poolDeleteCommand() *cobra.Command {

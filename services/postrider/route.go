@@ -1,9 +1,11 @@
 package postrider
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -232,7 +234,13 @@ show the way, and the rule says the rest.`,
 			}
 			return withStore(c.Context(), func(db *store.Store) error {
 				n, err := db.SetRoute(c.Context(), rule)
+				if errors.Is(err, store.ErrNotFound) {
+					return fmt.Errorf("there is no credential %s, see postrider route credential list", cmp.Or(rule.Credential, rule.Fallback.Credential))
+				}
 				if err != nil {
+					return err
+				}
+				if err := warnOfPool(c, db, rule.Pool); err != nil {
 					return err
 				}
 				goes := newRouteLine(rule).goes()
@@ -283,6 +291,11 @@ func (f *routeFlags) made(args []string) (rule store.RoutingRule, err error) {
 		}
 		if _, err := mail.ParseSmartHosts(hosts); err != nil {
 			return rule, usageError{fmt.Errorf("want HOST:PORT: %w", err)}
+		}
+	}
+	for _, level := range []mail.TLSLevel{rule.TLS, rule.Fallback.TLS} {
+		if level != "" && !slices.Contains(mail.TLSLevels, level) {
+			return rule, usageError{fmt.Errorf("TLS level %q, want one of %v", level, mail.TLSLevels)}
 		}
 	}
 	fallsBack := len(rule.Fallback.Hosts) > 0

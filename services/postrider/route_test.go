@@ -39,7 +39,8 @@ func TestRouteCommands(t *testing.T) {
 	} {
 		l.fails(line, want, true)
 	}
-	l.fails("route set example.com smart.example.net --credential nobody", "nobody", false)
+	l.fails("route set example.com smart.example.net --credential nobody", "there is no credential nobody", false)
+	l.fails("route set example.com smart.example.net --tls bogus", "TLS level", true)
 	l.ok("route list", "smart1.example.net:587 smart2.example.net:587", "by MX records; after 3 tries smart.example.net:587", "held: reports", "discarded: load-test")
 
 	l.ok("route explain you@example.com --from me@news.example.com --tenant acme",

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/netip"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,6 +76,12 @@ func sourceSetCommand() *cobra.Command {
 							*f.into = f.value
 						}
 					}
+					if !egressSyntax.MatchString(s.Egress) {
+						return usageError{errors.New("--egress: want socks5://[user:password@]host:port or haproxy://host:port")}
+					}
+					if err := knownSchedule(c.Context(), db, s.WarmUp); err != nil {
+						return err
+					}
 					return errors.Join(setAddress(c, "ipv4", four, &s.IPv4), setAddress(c, "ipv6", six, &s.IPv6), setFrom(c, from, s))
 				})
 			})
@@ -86,6 +94,22 @@ func sourceSetCommand() *cobra.Command {
 	c.Flags().StringVar(&warmUp, "warm-up", "", "a schedule of postrider.warm_ups, such as default; empty: none")
 	c.Flags().StringVar(&from, "warm-up-from", "today", "first day of its warm-up, such as 2026-11-27")
 	return c
+}
+
+// egressSyntax is that of the column.
+var egressSyntax = regexp.MustCompile(`^((socks5|haproxy)://[^\s/]+:[0-9]+)?$`)
+
+// knownSchedule refuses a warm-up by a schedule that is not there: nothing
+// would ever leave.
+func knownSchedule(ctx context.Context, db *store.Store, name string) error {
+	if name == "" {
+		return nil
+	}
+	all, err := db.Sources(ctx)
+	if err == nil && !slices.ContainsFunc(all.WarmUps, func(d store.WarmUpDay) bool { return d.Schedule == name }) {
+		err = usageError{fmt.Errorf("there is no warm-up schedule %s in postrider.warm_ups", name)}
+	}
+	return err
 }
 
 func setAddress(c *cobra.Command, flag, text string, into *netip.Addr) error {
