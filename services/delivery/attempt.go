@@ -172,6 +172,16 @@ func (a *attempt) waitToConnect(ctx context.Context) bool {
 	}
 }
 
+// waitToMail waits until the site's limits allow one more transaction for a
+// message that has had one, and reports whether it counts.
+func (a *attempt) waitToMail(ctx context.Context) bool {
+	at := a.mailing()
+	for ; !at.IsZero() && ctx.Err() == nil; at = a.mailing() {
+		sleepUntil(ctx, at)
+	}
+	return at.IsZero()
+}
+
 // relay carries out one transaction and sees to what it said.
 func (a *attempt) relay(ctx context.Context) {
 	j := a.job
@@ -196,7 +206,8 @@ func (a *attempt) relay(ctx context.Context) {
 	mailOver := false
 	t := smtpclient.Transaction{
 		Message: &j.request.Message, Recipients: j.request.Recipients, Content: l.content.Bytes, BeforeDot: a.mayDot,
-		Conversion: smtpclient.Conversion(a.config.Conversion),
+		Conversion:  smtpclient.Conversion(a.config.Conversion),
+		BeforeAgain: func() { mailOver = !a.waitToMail(ctx) },
 		Observe: func(step smtpclient.Step) {
 			if step.Phase == mail.PhaseMail && !mailOver {
 				mailOver = true

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 // This file is what the sessions of a site tell it about their connections,
@@ -43,6 +44,36 @@ func (l *lane) connecting() (at time.Time, may bool) {
 	l.connections.Begin(now)
 	l.site.note(now)
 	return time.Time{}, true
+}
+
+// mailing asks for one more transaction of the session, for a message that has
+// had one. It returns when to ask again; zero means now, and that the
+// transaction counts.
+func (ss *session) mailing() time.Time {
+	s, l := ss.site, ss.lane
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
+		return now.Add(saveTick)
+	}
+	for _, w := range []*pace.Window{&l.messages, &l.warming} {
+		at, ok := w.Next(now)
+		if !ok {
+			return now.Add(time.Second)
+		}
+		if at.After(now) {
+			return at
+		}
+	}
+	if !l.beginShared(now) {
+		return now.Add(saveTick)
+	}
+	l.messages.Begin(now)
+	l.warming.Begin(now)
+	ss.begun = l.joints
+	s.note(now)
+	return time.Time{}
 }
 
 // connectionSeen says that an attempt to connect has ended, with a greeting or

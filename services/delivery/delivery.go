@@ -70,7 +70,8 @@ type worker struct {
 	sessions    errgroup.Group // one per connection
 	helpers     errgroup.Group // drains of dead workers
 	connections *semaphore.Weighted
-	wanted      chan struct{} // one for each session that waits for a connection to be closed
+	placeless   atomic.Int64  // sessions that have no connection yet
+	wanted      chan struct{} // one for each of them, for idle ones to take
 	tls         *tls.Config   // the base of every session's
 	broken      *brokenTLS
 	tlsReports  *tlsReports

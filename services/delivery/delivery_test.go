@@ -133,13 +133,7 @@ func TestIdleConnectionsMakeWay(t *testing.T) {
 		hosts[i].WaitMessages(t, 1, 20*time.Second)
 		r.drained(20 * time.Second)
 	}
-	r.until("two are open", 20*time.Second, func() bool {
-		open := 0
-		for _, host := range hosts {
-			open += host.Open()
-		}
-		return open == 2
-	})
+	r.until("two are open", 20*time.Second, func() bool { return opened(hosts) == 2 })
 	for i, host := range hosts[:3] {
 		if c := host.Connections(); len(c) != 1 || strings.Join(c[0].Commands, " ") != "EHLO MAIL RCPT DATA QUIT" {
 			t.Errorf("host %d, idle the longest, saw %+v; want one connection, ended by QUIT", i, c)
@@ -150,6 +144,26 @@ func TestIdleConnectionsMakeWay(t *testing.T) {
 			t.Errorf("host %d, of those used last, has %d connections", i+3, host.Open())
 		}
 	}
+	// Three wait at once: the last has the place of the first.
+	release := make(chan struct{})
+	for i, host := range hosts {
+		host.SetRules(smtptest.Rule{At: smtptest.Dot, Do: smtptest.Await(release, smtptest.Reply(250, "2.0.0 taken"))})
+		r.accept(1, message{domain: mail.Domain(fmt.Sprintf("idle%d.test", i))})
+	}
+	r.until("two are busy and three wait", 20*time.Second, func() bool {
+		rows, err := r.db.Queue(t.Context(), store.Filter{}, 10)
+		return err == nil && len(rows) == 5 && !slices.ContainsFunc(rows, func(row store.QueueRow) bool { return row.Place != "claimed" && row.Place != "in transaction" }) && opened(hosts) == 2
+	})
+	close(release)
+	r.drained(20 * time.Second)
+	r.until("two are open again", 20*time.Second, func() bool { return opened(hosts) == 2 })
+}
+
+func opened(hosts []*smtptest.Server) (n int) {
+	for _, host := range hosts {
+		n += host.Open()
+	}
+	return n
 }
 
 func TestTransientReplyIsTriedAgainBySchedule(t *testing.T) {

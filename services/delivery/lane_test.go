@@ -58,3 +58,23 @@ func TestWaitingForARateIsNoAttempt(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatAHostRefusesOfItsOffersIsCounted: a host that refuses SIZE sees each
+// message twice, and never more transactions than its rate allows all the same.
+func TestWhatAHostRefusesOfItsOffersIsCounted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true, Extensions: []string{"SIZE"}, Rules: []smtptest.Rule{
+		{At: smtptest.Mail, Match: "SIZE=", Do: smtptest.Reply(555, "5.5.4 what?")},
+	}})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.accept(12, message{domain: "example.test"})
+	r.start(r.config("[\"default\"]\nmax_message_rate = \"5/s,max_burst=1\"\nconnection_limit = 4\nmax_deliveries_per_connection = 2\nmax_connection_rate = \"unlimited\"\n"))
+	r.settled(1)
+	r.ring()
+	r.drained(30 * time.Second)
+	if a, b := len(mx.Transactions()), mx.Count(); a != 24 || b != 12 {
+		t.Errorf("%d transactions for %d messages, want 24 for 12", a, b)
+	}
+	mustHold(t, mx, 4, 5)
+}

@@ -28,20 +28,28 @@ func (ss *session) takePlace() bool {
 	if ss.connections.TryAcquire(1) {
 		return true
 	}
+	ss.placeless.Add(1)
 	ss.want()
 	err := ss.connections.Acquire(ss.ctx, 1)
-	select {
-	case <-ss.wanted: // none was idle
-	default:
-	}
+	ss.placeless.Add(-1)
+	ss.want()
 	return err == nil
 }
 
-// want has an idle connection closed, now or when there is one.
+// want has as many idle connections wanted as sessions have no place.
 func (w *worker) want() {
-	select {
-	case w.wanted <- struct{}{}:
-	default: // as many are wanted as there are
+	wanted, placeless := int64(len(w.wanted)), w.placeless.Load()
+	switch {
+	case wanted < placeless:
+		select {
+		case w.wanted <- struct{}{}:
+		default: // all that there are
+		}
+	case wanted > placeless:
+		select {
+		case <-w.wanted: // a busy one has ended instead
+		default:
+		}
 	}
 }
 

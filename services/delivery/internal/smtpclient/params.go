@@ -55,6 +55,7 @@ func (x *sending) plainMail(t Transaction) {
 	if !ofParameters(reply) || !x.offers.giveUp(x.mailArgs()) {
 		return
 	}
+	t.beforeAgain()
 	x.Result = x.Send(x.ctx, t)
 	x.MailSent = true
 	if x.Answers[0].Phase != mail.PhaseMail {
@@ -82,6 +83,7 @@ func (x *sending) plainRecipients(t Transaction) {
 		return
 	}
 	t.Recipients = recipients
+	t.beforeAgain()
 	x.offers.dsn = false
 	rest := x.Send(x.ctx, t)
 	x.offers.dsn = rest.Accepted == 0

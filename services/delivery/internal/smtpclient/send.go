@@ -34,8 +34,17 @@ type Transaction struct {
 	// given up without the chance of a duplicate. An error closes the
 	// connection without the dot. May be nil.
 	BeforeDot func() error
+	// BeforeAgain is called before each further MAIL for the same message,
+	// which a host may have a limit for; may be nil.
+	BeforeAgain func()
 	// Observe is called for each reply; may be nil.
 	Observe func(Step)
+}
+
+func (t *Transaction) beforeAgain() {
+	if t.BeforeAgain != nil {
+		t.BeforeAgain()
+	}
 }
 
 // Result is what came of a transaction.
@@ -249,6 +258,7 @@ func (x *sending) withoutChunks() bool {
 	}
 	clear(x.Answers)
 	x.Accepted = 0
+	x.t.beforeAgain()
 	return x.envelope()
 }
 
