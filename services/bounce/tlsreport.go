@@ -59,7 +59,7 @@ func (r *tlsReporter) announce() {
 	case r.signer == nil:
 		slog.Warn("TLS reports go by HTTPS only: those by mail want a signature, and POSTRIDER_TLSRPT_DKIM_KEY is not set")
 	case r.signer.Weakness() != "":
-		slog.Warn("TLS reports by mail are signed with a weak key", "domain", string(r.signer.Domain), "selector", r.signer.Selector, "why", r.signer.Weakness())
+		slog.Warn("TLS reports by mail are signed with a key that some receivers may not take", "domain", string(r.signer.Domain), "selector", r.signer.Selector, "why", r.signer.Weakness())
 	default:
 		slog.Info("TLS reports by mail are signed", "domain", string(r.signer.Domain), "selector", r.signer.Selector)
 	}
