@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/base64"
 	"slices"
 	"testing"
 
@@ -34,6 +36,32 @@ func TestSettleIsOneTransaction(t *testing.T) {
 	}
 	if n := one[int](t, f, "SELECT count(*) FROM attempts"); n != 1 {
 		t.Errorf("%d lines of history, want 1", n)
+	}
+}
+
+// Most mail lies compressed in its row, and not in a TOAST table: three
+// messages of 4 KiB share a page.
+func TestContentIsCompressedInItsRow(t *testing.T) {
+	f := setup(t)
+	half := make([]byte, 1500)
+	rand.Read(half)
+	for _, content := range [][]byte{
+		slices.Concat([]byte(base64.StdEncoding.EncodeToString(half)), bytes.Repeat([]byte("text "), 400)),  // 4,000 octets
+		slices.Concat([]byte(base64.StdEncoding.EncodeToString(half)), bytes.Repeat([]byte("text "), 6000)), // 32,000
+	} {
+		sub := submission(1)
+		sub.Content, sub.SizeBytes = content, int64(len(content))
+		f.accept(t, sub)
+		if method := one[*string](t, f, "SELECT pg_column_compression(content) FROM contents WHERE queue_id = $1", sub.ID); method == nil || *method != "lz4" {
+			t.Errorf("%d octets are compressed by %v, want lz4", len(content), method)
+		}
+		if size := one[int](t, f, "SELECT pg_column_size(content) FROM contents WHERE queue_id = $1", sub.ID); size > 2500 {
+			t.Errorf("%d octets take %d in their row", len(content), size)
+		}
+	}
+	if n := one[int](t, f, `SELECT count(*) FROM pg_partition_tree('contents') t JOIN pg_class c ON c.oid = t.relid
+		WHERE t.isleaf AND pg_relation_size(c.reltoastrelid) > 0`); n != 0 {
+		t.Errorf("%d partitions have contents in their TOAST table", n)
 	}
 }
 
