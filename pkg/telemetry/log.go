@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -39,10 +40,16 @@ func isMailEvent(ctx context.Context) bool { return ctx.Value(mailEvent{}) != ni
 var event = context.WithValue(context.Background(), mailEvent{}, true)
 
 // emit writes one mail event. The fields queue_id and trace_id come first in
-// each.
+// each. The record is made here because a Logger would look up its caller,
+// which no line shows, for a fifth of what the line costs.
 func emit(level slog.Level, name string, m *mail.Message, fields ...slog.Attr) {
-	head := [16]slog.Attr{slog.String("queue_id", m.ID.String()), slog.String("trace_id", traceID(m.Traceparent))}
-	slog.Default().LogAttrs(event, level, name, append(head[:2], fields...)...)
+	if !enabled(level) {
+		return
+	}
+	r := slog.NewRecord(time.Now(), level, name, 0)
+	r.AddAttrs(slog.String("queue_id", m.ID.String()), slog.String("trace_id", traceID(m.Traceparent)))
+	r.AddAttrs(fields...)
+	_ = slog.Default().Handler().Handle(event, r) // as a Logger does: there is nowhere to say that the log fails
 }
 
 func enabled(level slog.Level) bool { return slog.Default().Enabled(event, level) }

@@ -4,18 +4,28 @@ import "time"
 
 // batcher collects what many goroutines hand it and treats it in batches, one
 // at a time: whatever comes while a batch is under way is the next batch. A
-// lone item waits for nobody, unless there is a linger.
+// lone item waits for nobody, unless there is a linger and more may come.
 type batcher[T any] struct {
 	in     chan T // closed by stop
 	done   chan struct{}
 	limit  int // of items in a batch
 	linger time.Duration
+	more   func() bool // reports whether anything is on its way: without it there is no linger
 	treat  func([]T)
 }
 
 // newBatcher holds up to two batches before those who hand in must wait.
-func newBatcher[T any](limit int, linger time.Duration, treat func([]T)) *batcher[T] {
-	return &batcher[T]{in: make(chan T, 2*limit), done: make(chan struct{}), limit: limit, linger: linger, treat: treat}
+func newBatcher[T any](limit int, treat func([]T)) *batcher[T] {
+	return &batcher[T]{in: make(chan T, 2*limit), done: make(chan struct{}), limit: limit, more: never, treat: treat}
+}
+
+func never() bool  { return false }
+func always() bool { return true }
+
+// lingers makes the batcher wait so long for others, as long as more may come.
+func (b *batcher[T]) lingers(linger time.Duration, more func() bool) *batcher[T] {
+	b.linger, b.more = linger, more
+	return b
 }
 
 // stop says that nobody hands in any more, and waits until all is treated.
@@ -54,7 +64,7 @@ func (b *batcher[T]) collect(batch []T) []T {
 			continue
 		default:
 		}
-		if over == nil {
+		if over == nil || !b.more() {
 			return batch
 		}
 		select {

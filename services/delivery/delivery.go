@@ -78,6 +78,7 @@ type worker struct {
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	opened      atomic.Int64 // sessions, over all sites
+	inHand      atomic.Int64 // transactions that the remote host has not answered yet, over all sites
 	held        atomic.Int64 // bytes of content of transactions in hand, over all sites
 	slotMap     *slotMap
 	credentials credentials
@@ -130,11 +131,11 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			sites:       map[sitePart]*site{},
 			joints:      map[string]*joint{},
 		}
-		w.claims = newBatcher(claimBatch, 0, w.claim)
-		w.loads = newBatcher(loadBatch, loadLinger, w.dispatch)
-		w.settles = newBatcher(settleBatch, config.SettleLinger, w.settle)
-		w.aside = newBatcher(claimBatch, 0, w.putAside)
-		w.orders = newBatcher(orderBatch, 0, w.order)
+		w.claims = newBatcher(claimBatch, w.claim)
+		w.loads = newBatcher(loadBatch, w.dispatch).lingers(loadLinger, always)
+		w.settles = newBatcher(settleBatch, w.settle).lingers(config.SettleLinger, w.transacting)
+		w.aside = newBatcher(claimBatch, w.putAside)
+		w.orders = newBatcher(orderBatch, w.order)
 		err := w.live(ctx)
 		if errors.Is(err, errEgressListener) {
 			return fmt.Errorf("delivery: %w", err)

@@ -3,6 +3,7 @@ package delivery
 import (
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,7 +39,7 @@ func TestSharesAreFairAndComplete(t *testing.T) {
 func TestBatcherTreatsWhatComesMeanwhileTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var batches [][]int
-		b := newBatcher(10, 0, func(batch []int) {
+		b := newBatcher(10, func(batch []int) {
 			batches = append(batches, slices.Clone(batch))
 			<-time.After(time.Second)
 		})
@@ -67,10 +68,10 @@ func TestBatcherLingersOnlySoLong(t *testing.T) {
 		began := time.Now()
 		var sizes []int
 		var at []time.Duration
-		b := newBatcher(3, 5*time.Millisecond, func(batch []int) {
+		b := newBatcher(3, func(batch []int) {
 			sizes = append(sizes, len(batch))
 			at = append(at, time.Since(began))
-		})
+		}).lingers(5*time.Millisecond, always)
 		var g errgroup.Group
 		g.Go(b.run)
 		b.in <- 1
@@ -86,6 +87,36 @@ func TestBatcherLingersOnlySoLong(t *testing.T) {
 		}
 		if !slices.Equal(sizes, []int{2, 3}) || at[0] != 5*time.Millisecond || at[1] != 12*time.Millisecond {
 			t.Errorf("batches of %v at %v, want 2 at 5ms and 3 at 12ms", sizes, at)
+		}
+	})
+}
+
+// The last one of those that were on their way ends the linger.
+func TestBatcherWaitsOnlyForWhatMayCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var sizes []int
+		var at []time.Duration
+		var coming atomic.Int64
+		b := newBatcher(10, func(batch []int) {
+			sizes = append(sizes, len(batch))
+			at = append(at, time.Since(began))
+		}).lingers(5*time.Millisecond, func() bool { return coming.Load() > 0 })
+		var g errgroup.Group
+		g.Go(b.run)
+		b.in <- 1 // alone
+		<-time.After(time.Millisecond)
+		coming.Store(1)
+		b.in <- 2
+		<-time.After(2 * time.Millisecond)
+		coming.Store(0)
+		b.in <- 3
+		b.stop()
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(sizes, []int{1, 2}) || at[0] != 0 || at[1] != 3*time.Millisecond {
+			t.Errorf("batches of %v at %v, want 1 at once and 2 at 3ms", sizes, at)
 		}
 	})
 }

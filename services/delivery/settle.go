@@ -15,6 +15,10 @@ import (
 // settleBatch bounds the settlements of one transaction.
 const settleBatch = 500
 
+// transacting reports whether more outcomes are on their way to the settler.
+// If not, those that it has would wait in vain.
+func (w *worker) transacting() bool { return w.inHand.Load() > 0 }
+
 // settle records the outcomes of a batch in one transaction and rings the
 // bounce service for what is to be reported. It does not give up while the
 // lease lasts: the rows stay claimed meanwhile.
