@@ -32,7 +32,7 @@ func newTestWorker(t *testing.T, from store.Sources) *worker {
 		shaping: shape, sites: map[sitePart]*site{}, contents: semaphore.NewWeighted(store.ChunkBytes),
 		config: Config{HomeLease: time.Second, ReadyLimit: 100, Connections: 10, ContentBytes: 1 << 20},
 	}
-	w.settles = newBatcher(10, 0, func([]mail.Settlement) {})
+	w.settles = newBatcher(10, func([]mail.Settlement) {})
 	w.sources.Store(makeSources(reading{Sources: from}, 0, nil))
 	w.tenure.extend(time.Now().Add(time.Hour))
 	for i := range w.slots {
