@@ -124,6 +124,9 @@ func (s *Store) TakeSlots(ctx context.Context, worker mail.WorkerID, lease time.
 // them sees whose frames may be left on the bus. orderly says that the state
 // of all their sites is saved as it is now.
 func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []int16, orderly bool) error {
+	if len(slots) == 0 {
+		return nil
+	}
 	const q = `UPDATE slots SET lease_until = CASE WHEN $3 THEN '-infinity' ELSE now() END WHERE worker_id = $1 AND slot = ANY ($2)`
 	if _, err := s.plain.Exec(ctx, q, worker, slots, orderly); err != nil {
 		return fmt.Errorf("release slots: %w", err)

@@ -72,7 +72,9 @@ func (w *worker) readDivisions(ctx context.Context) error {
 	}
 	w.mu.Unlock()
 	for _, s := range w.sitesIn(nil) {
-		w.layAside(s.redivide(all.Of(s.name)))
+		if d, divided := all[s.name]; divided {
+			w.layAside(s.redivide(d))
+		}
 	}
 	return nil
 }
@@ -322,9 +324,7 @@ func (s *site) keeps(now time.Time) bool {
 	if s.hosts == nil {
 		return false // its limits are not known yet
 	}
-	for name := range s.before.state.Lanes {
-		s.lane(s.home.sourceOf(name))
-	}
+	s.recall()
 	if s.before.unseen > 0 {
 		// A home that died may have used any lane.
 		s.lane(here)

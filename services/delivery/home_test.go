@@ -1,6 +1,7 @@
 package delivery_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -222,4 +223,85 @@ func TestLimitsHoldWhileAHomeIsCutOffAndReplaced(t *testing.T) {
 	r.drained(60 * time.Second)
 	mustHold(t, mx, 3, 20)
 	r.mustArrive(mx, ids)
+}
+
+// TestWhatADeadHomeDidCountsForTheHomeAfterTheNext: the next home has no mail
+// for the site, so it knows nothing of it, and ends in order.
+func TestWhatADeadHomeDidCountsForTheHomeAfterTheNext(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	shape := "[\"example.test\"]\nmax_message_rate = \"30/h,max_burst=30\""
+	first := r.start(r.config(shape))
+	r.settled(1)
+	r.accept(20, message{domain: "example.test"})
+	r.ring()
+	mx.WaitMessages(t, 20, 20*time.Second)
+	first.cut() // before it has saved them all
+	second := r.start(r.config(shape))
+	r.until("the second worker holds all slots", 15*time.Second, func() bool { return r.homes()[2] == mail.Slots })
+	second.stop()
+	r.mustNotExceed(mx, shape, 3)
+}
+
+// TestWhatAHomeDidCountsForTheHomeAfterTheNext: the next home knows the site
+// only because it is suspended, and ends in order.
+func TestWhatAHomeDidCountsForTheHomeAfterTheNext(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mx := smtptest.Start(t, smtptest.Script{Discard: true})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	shape := "[\"example.test\"]\nmax_message_rate = \"30/h,max_burst=30\""
+	first := r.start(r.config(shape))
+	r.settled(1)
+	r.accept(20, message{domain: "example.test"})
+	r.ring()
+	r.drained(20 * time.Second)
+	first.stop()
+	if _, err := r.db.SuspendSite(t.Context(), "mx.example.test", time.Hour, "they asked"); err != nil {
+		t.Fatal(err)
+	}
+	second := r.start(r.config(shape))
+	r.until("the second worker holds all slots", 15*time.Second, func() bool { return r.homes()[2] == mail.Slots })
+	r.until("the second worker has looked twice", 5*time.Second, sinceThen(2*time.Second))
+	second.stop()
+	if _, err := r.db.ResumeSite(t.Context(), "mx.example.test"); err != nil {
+		t.Fatal(err)
+	}
+	r.mustNotExceed(mx, shape, 3)
+}
+
+// mustNotExceed has a worker, whose id is known, go on with a site that has a
+// limit of 30 messages in an hour, and part of them behind it.
+func (r *rig) mustNotExceed(mx *smtptest.Server, shape string, id mail.WorkerID) {
+	t := r.t
+	t.Helper()
+	r.start(r.config(shape))
+	r.until("the third worker holds all slots", 15*time.Second, func() bool { return r.homes()[id] == mail.Slots })
+	ids := r.accept(30, message{domain: "example.test"})
+	r.ring()
+	r.until("all is claimed", 20*time.Second, func() bool {
+		rows, err := r.db.Queue(t.Context(), store.Filter{}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting := 0
+		for _, row := range rows {
+			if slices.Contains(ids, row.ID) && row.Place == "waiting" {
+				waiting++
+			}
+		}
+		return waiting == 0
+	})
+	r.until("the third worker has looked twice", 5*time.Second, sinceThen(2*time.Second))
+	if n := len(mx.Transactions()); n > 30 {
+		t.Errorf("%d messages in an hour, the limit is 30", n)
+	}
+}
+
+// sinceThen is true when so much time has passed.
+func sinceThen(d time.Duration) func() bool {
+	began := time.Now()
+	return func() bool { return time.Since(began) > d }
 }

@@ -80,7 +80,6 @@ type modelWorker struct {
 	flying []flight
 	record *record // looked, and not on record yet
 	got    *store.Holding
-	dead   bool
 }
 
 func newModelWorker(id mail.WorkerID, lease time.Duration) *modelWorker {

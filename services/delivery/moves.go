@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"slices"
@@ -149,7 +150,9 @@ func (h *homes) release() {
 		}
 		free = append(free, slot)
 		for _, s := range sites {
-			states, left = append(states, s.save(true)), append(left, s)
+			if s.isKnown() { // else what the home before saved stands
+				states, left = append(states, s.save(true)), append(left, s)
+			}
 		}
 	}
 	if len(free) == 0 {
@@ -162,8 +165,9 @@ func (h *homes) release() {
 		for _, s := range left {
 			s.saved(err)
 		}
+		known, unknown := h.settled(free)
 		if err == nil {
-			err = h.store.ReleaseSlots(ctx, h.id, free, true)
+			err = errors.Join(h.store.ReleaseSlots(ctx, h.id, known, true), h.store.ReleaseSlots(ctx, h.id, unknown, false))
 		}
 		return func() {
 			h.releasing = nil

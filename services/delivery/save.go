@@ -87,6 +87,25 @@ func (s *site) tooMuchUnsaved(now time.Time) bool {
 	return !first.IsZero() && now.Sub(first) > 2*minSave && s.period() > 0 && now.Sub(first) > unknown(s.saveEvery())
 }
 
+// recall has the lanes that an earlier home used, and this one has not, count
+// what that one did: it is still to be remembered. Caller holds mu.
+func (s *site) recall() {
+	for name := range s.before.state.Lanes {
+		s.lane(s.home.sourceOf(name))
+	}
+	if c := s.before.state.counts; len(c.Messages)+len(c.Connections) > 0 || c.Slow != nil {
+		s.lane(here)
+	}
+}
+
+// isKnown reports whether the site has been met here, so that its limits are
+// known by which it counts.
+func (s *site) isKnown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hosts != nil
+}
+
 // save returns what the next home should know of the site.
 func (s *site) save(clean bool) store.SiteState {
 	s.mu.Lock()
@@ -96,9 +115,7 @@ func (s *site) save(clean bool) store.SiteState {
 		s.saving = s.unsaved
 	}
 	s.unsaved = time.Time{}
-	for name := range s.before.state.Lanes {
-		s.lane(s.home.sourceOf(name)) // not used here: still to be remembered
-	}
+	s.recall()
 	state := siteState{SavedAt: now, Clean: clean, Unknown: unknown(s.saveEvery()), Lanes: map[string]counts{}}
 	state.Outage, state.Failed = s.saveOutage(now)
 	s.urgent = false

@@ -111,7 +111,6 @@ func strictest(a, b shaping.Shared) shaping.Shared {
 
 // share looks at all shared limits.
 func (w *worker) share(ctx context.Context) error {
-	wishes := w.wishes()
 	w.sharing.Lock()
 	var joints []*joint
 	for _, j := range w.joints {
@@ -122,6 +121,7 @@ func (w *worker) share(ctx context.Context) error {
 	if len(joints) == 0 {
 		return nil
 	}
+	wishes := w.wishes()
 	all, at, err := w.store.Holdings(ctx)
 	if err != nil {
 		return err

@@ -81,6 +81,22 @@ func (w *worker) welcome(slots []int16, before [mail.Slots]store.Home, states []
 	}
 }
 
+// settled divides slots into those of which all that happened is saved, and
+// those that came from a home that died: of sites that have not been seen here
+// since, nobody knows what that one did last, for as long as limits count.
+func (w *worker) settled(slots []int16) (known, unknown []int16) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range slots {
+		if in := &w.slots[n]; in.orderly || time.Since(in.takenAt) > day {
+			known = append(known, n)
+		} else {
+			unknown = append(unknown, n)
+		}
+	}
+	return known, unknown
+}
+
 func (w *worker) slotsIn(wanted ...tenure) (found []int16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
