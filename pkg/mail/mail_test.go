@@ -46,6 +46,10 @@ func TestParseDomain(t *testing.T) {
 		"":                              "",
 		".":                             "",
 		"a..b":                          "",
+		"exa mple.org":                  "",
+		"example.org\r\nx":              "",
+		"a\x00b.example":                "",
+		"user@example.org":              "",
 		strings.Repeat("a.", 128) + "b": "",
 	} {
 		got, err := mail.ParseDomain(text)

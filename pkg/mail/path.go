@@ -54,8 +54,8 @@ func (d Domain) IsLiteral() bool { return strings.HasPrefix(string(d), "[") }
 // does not, such as those with an underscore.
 var names = idna.New(idna.MapForLookup(), idna.StrictDomainName(false), idna.BidiRule())
 
-// ParseDomain returns the domain that text names. Errors: empty labels, a
-// label over 63 or a name over 255 octets (RFC 5321 §4.5.3.1.2), or a U-label
+// ParseDomain returns the domain that text names. Errors: spaces and control
+// characters, an @, empty labels, a label over 63 or a name over 255 octets (RFC 5321 §4.5.3.1.2), or a U-label
 // that IDNA does not allow.
 func ParseDomain(text string) (Domain, error) {
 	if strings.HasPrefix(text, "[") {
@@ -68,6 +68,9 @@ func ParseDomain(text string) (Domain, error) {
 			return "", fmt.Errorf("domain %q: %w", text, err)
 		}
 		name = a
+	}
+	if i := strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '@' }); i >= 0 {
+		return "", fmt.Errorf("domain %q: %q is not of a domain", text, name[i])
 	}
 	if name == "" || len(name) > 255 {
 		return "", fmt.Errorf("domain %q: length %d, want 1 to 255", text, len(name))
