@@ -223,9 +223,7 @@ func (a *attempt) relay(ctx context.Context) {
 	case t.Content == nil:
 		t.Content = []byte{} // a message without any content
 	}
-	a.inHand.Add(1)
 	result := a.conn.Send(ctx, t)
-	a.inHand.Add(-1) // before the outcomes are handed to the settler: transacting
 	a.dotOver()
 	if !mailOver {
 		a.site.mailOver(a.session, result.MailSent)

@@ -27,7 +27,7 @@ type Config struct {
 	ReadyLimit   int64         `envconfig:"DELIVERY_READY_LIMIT" default:"10000" desc:"Delivery requests held in memory, over all sites; the others wait in Postgres."`
 	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
-	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"10ms" desc:"How long outcomes wait for those of other transactions in hand, to be settled together. The window for duplicates after a crash grows by as much."`
+	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"10ms" desc:"How long outcomes wait for others, to be settled together, while they come often. The window for duplicates after a crash grows by as much."`
 	Conversion   string        `envconfig:"CONVERT_8BIT" default:"always" desc:"What becomes of 8-bit content for a host without 8BITMIME: always converted to 7-bit, converted if unsigned, or never: then it comes back (5.6.3)."`
 	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
 	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`

@@ -59,13 +59,14 @@ type worker struct {
 	work   context.Context // done: give up the transactions in hand
 	keep   context.Context // done: give up what they left to record
 
-	claims  *batcher[*claim]
-	loads   *batcher[*load]
-	settles *batcher[mail.Settlement]
-	aside   *batcher[aside]
-	orders  *batcher[mail.Measure]
-	pulls   chan *site
-	lookNow chan struct{} // holds at most one signal
+	claims    *batcher[*claim]
+	loads     *batcher[*load]
+	settles   *batcher[mail.Settlement]
+	settledAt time.Time // when the last batch was; the settler's own
+	aside     *batcher[aside]
+	orders    *batcher[mail.Measure]
+	pulls     chan *site
+	lookNow   chan struct{} // holds at most one signal
 
 	sessions    errgroup.Group // one per connection
 	helpers     errgroup.Group // drains of dead workers
@@ -78,7 +79,6 @@ type worker struct {
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites
 	opened      atomic.Int64 // sessions, over all sites
-	inHand      atomic.Int64 // transactions that the remote host has not answered yet, over all sites
 	held        atomic.Int64 // bytes of content of transactions in hand, over all sites
 	slotMap     *slotMap
 	credentials credentials
@@ -133,7 +133,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 		}
 		w.claims = newBatcher(claimBatch, w.claim)
 		w.loads = newBatcher(loadBatch, w.dispatch).lingers(loadLinger, always)
-		w.settles = newBatcher(settleBatch, w.settle).lingers(config.SettleLinger, w.transacting)
+		w.settles = newBatcher(settleBatch, w.settle).lingers(config.SettleLinger, w.busy)
 		w.aside = newBatcher(claimBatch, w.putAside)
 		w.orders = newBatcher(orderBatch, w.order)
 		err := w.live(ctx)

@@ -15,14 +15,18 @@ import (
 // settleBatch bounds the settlements of one transaction.
 const settleBatch = 500
 
-// transacting reports whether more outcomes are on their way to the settler.
-// If not, those that it has would wait in vain.
-func (w *worker) transacting() bool { return w.inHand.Load() > 0 }
+// quiet is how long nothing is settled before an outcome counts as alone.
+const quiet = 50 * time.Millisecond
+
+// busy reports whether outcomes come so often that one may wait for others.
+// One that is alone would wait in vain.
+func (w *worker) busy() bool { return time.Since(w.settledAt) < quiet }
 
 // settle records the outcomes of a batch in one transaction and rings the
 // bounce service for what is to be reported. It does not give up while the
 // lease lasts: the rows stay claimed meanwhile.
 func (w *worker) settle(batch []mail.Settlement) {
+	defer func() { w.settledAt = time.Now() }()
 	var spans []trace.Span
 	for i := range batch {
 		m := &batch[i].Message
