@@ -4,13 +4,13 @@ import "time"
 
 // batcher collects what many goroutines hand it and treats it in batches, one
 // at a time: whatever comes while a batch is under way is the next batch. A
-// lone item waits for nobody, unless there is a linger and more may come.
+// lone item waits for nobody, unless there is a linger and more are likely to come.
 type batcher[T any] struct {
 	in     chan T // closed by stop
 	done   chan struct{}
 	limit  int // of items in a batch
 	linger time.Duration
-	more   func() bool // reports whether anything is on its way: without it there is no linger
+	more   func() bool // reports whether others are likely to come: if not, there is no linger
 	treat  func([]T)
 }
 
@@ -22,7 +22,8 @@ func newBatcher[T any](limit int, treat func([]T)) *batcher[T] {
 func never() bool  { return false }
 func always() bool { return true }
 
-// lingers makes the batcher wait so long for others, as long as more may come.
+// lingers makes the batcher wait so long for others, as long as more are likely
+// to come.
 func (b *batcher[T]) lingers(linger time.Duration, more func() bool) *batcher[T] {
 	b.linger, b.more = linger, more
 	return b
