@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -22,6 +23,44 @@ func HotStatements(id mail.QueueID) map[string]string {
 		"settle and report": fmt.Sprintf(settleAndReport, day(id)),
 		"read":              fmt.Sprintf(readHot, hour(id)),
 	}
+}
+
+// BacklogStatement is a statement that looks at what waits, on the pool that
+// runs it.
+type BacklogStatement struct {
+	pool   *pgxpool.Pool
+	sql    string
+	params []any
+}
+
+// BacklogStatements are those for a site of slot 3 with mail of tenants a and b.
+func (s *Store) BacklogStatements(site mail.Site) map[string]BacklogStatement {
+	slots := []int16{3}
+	return map[string]BacklogStatement{
+		"sites":  {s.plain, parkedSites, []any{slots}},
+		"lag":    {s.plain, parkedLag, []any{slots}},
+		"flows":  {s.plain, parkedFlows, []any{int16(3), site, false, int16(0), "", "", "", 100}},
+		"pull":   {s.relaxed, pullRows, []any{1, site, []int16{0, 0}, []string{"", ""}, []string{"a", "b"}, []string{"", ""}, []int{5, 5}, int16(3)}},
+		"ring":   {s.plain, ringRows, []any{10, time.Now(), Rearm}},
+		"lost":   {s.plain, takeLost, []any{10}},
+		"unring": {s.plain, unringRows, []any{10}},
+	}
+}
+
+// Analyze runs a statement and returns its plan with the rows that each step
+// read, and takes back what it did.
+func (b BacklogStatement) Analyze(ctx context.Context) (plan string, err error) {
+	tx, err := b.pool.Begin(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer tx.Rollback(ctx) //nolint:errcheck // it is only read
+	rows, err := tx.Query(ctx, "EXPLAIN (ANALYZE, TIMING OFF) "+b.sql, b.params...)
+	if err != nil {
+		return "", err
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return strings.Join(lines, "\n"), err
 }
 
 // Dialer makes the connections of all pools.

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,6 +25,39 @@ func TestHotPlans(t *testing.T) {
 			}
 			if !byKey.MatchString(plan) || strings.Contains(plan, "Seq Scan") {
 				t.Errorf("the plan does not look up rows by their key:\n%s", plan)
+			}
+		})
+	}
+}
+
+// TestBacklogIsNotRead: what looks at waiting mail reads the ends of an index,
+// however much waits behind them. (Expire reads what is due and not rung yet.)
+func TestBacklogIsNotRead(t *testing.T) {
+	const waiting, most = 40_000, 200
+	f := setup(t)
+	f.deepen(t, waiting)
+	f.exec(t, `UPDATE recipients SET slot = 3, site = 'deep.example', tenant = CASE WHEN random() < 0.5 THEN 'a' ELSE 'b' END
+		WHERE random() < 0.5`)
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second' WHERE slot IS NULL AND random() < 0.5")
+	f.exec(t, "UPDATE recipients SET rung = true WHERE slot IS NULL AND random() < 0.5")
+	f.exec(t, "ANALYZE recipients")
+	actual := regexp.MustCompile(`actual rows=(\d+) loops=(\d+)`)
+	for name, st := range f.BacklogStatements("deep.example") {
+		t.Run(name, func(t *testing.T) {
+			plan, err := st.Analyze(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := actual.FindAllStringSubmatch(plan, -1)
+			if len(found) == 0 {
+				t.Fatalf("no figures in the plan:\n%s", plan)
+			}
+			for _, m := range found {
+				n, _ := strconv.Atoi(m[1])
+				loops, _ := strconv.Atoi(m[2])
+				if n*loops > most {
+					t.Fatalf("%d rows were read, want at most %d:\n%s", n*loops, most, plan)
+				}
 			}
 		})
 	}

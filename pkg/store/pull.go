@@ -101,7 +101,8 @@ WHERE c.route IS NOT NULL
 ORDER BY m.priority DESC, m.queue_id, c.recipient_no`
 
 // Pull claims parked recipients of a part of a site: of each flow its share,
-// the oldest first.
+// the oldest first. As with Claim, losing the commit in a crash of Postgres is
+// safe.
 func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, of ParkedSite, shares []Share) ([]*mail.DeliveryRequest, error) {
 	var priorities []int16
 	var pools, tenants, campaigns []string
@@ -111,7 +112,7 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, of ParkedSite, s
 		pools, tenants, campaigns = append(pools, sh.Pool), append(tenants, sh.Tenant), append(campaigns, sh.Campaign)
 		counts = append(counts, sh.Recipients)
 	}
-	rows, err := s.plain.Query(ctx, pullRows, worker, of.Site, priorities, pools, tenants, campaigns, counts, of.Slot)
+	rows, err := s.relaxed.Query(ctx, pullRows, worker, of.Site, priorities, pools, tenants, campaigns, counts, of.Slot)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", of.Site, err)
 	}

@@ -96,3 +96,32 @@ func TestFlowsArePulledByTheirShares(t *testing.T) {
 		t.Errorf("%d more than were parked", len(got))
 	}
 }
+
+// A pull whose commit a crash of Postgres forgot is settled as if it were
+// there; what another worker has pulled since is that worker's.
+func TestSettleOfAForgottenPull(t *testing.T) {
+	f := setup(t)
+	forgotten, taken := submission(1), submission(1)
+	f.accept(t, forgotten, taken)
+	r := route("mx.example.org")
+	if err := f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(forgotten, r), request(taken, r)}); err != nil {
+		t.Fatal(err)
+	}
+	w, other := f.worker(t), f.worker(t)
+	mine := f.pull(t, w, r.Site, 2)
+	if len(mine) != 2 {
+		t.Fatalf("pulled %d messages, want 2", len(mine))
+	}
+	const forget = "UPDATE recipients SET attempt = attempt - 1, worker_id = NULL, slot = $1 WHERE queue_id = $2"
+	f.exec(t, forget, r.Site.Slot(), taken.ID)
+	if again := f.pull(t, other, r.Site, 2); len(again) != 1 {
+		t.Fatalf("pulled %d messages again, want 1", len(again))
+	}
+	f.exec(t, forget, r.Site.Slot(), forgotten.ID)
+	if lost := f.settle(t, w, settlement(mine[0], relayed), settlement(mine[1], relayed)); lost != 1 {
+		t.Errorf("lost %d outcomes, want only that of the recipient that was pulled anew", lost)
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE queue_id = $1 AND state = 'relayed' AND slot IS NULL", forgotten.ID); n != 1 {
+		t.Errorf("%d recipients relayed, want 1", n)
+	}
+}

@@ -208,15 +208,21 @@ func (s *Store) Expire(ctx context.Context, limit int) (expired int, reports []m
 // is.
 type Lag struct {
 	Waiting time.Duration // recipients that are due and not rung: scheduler
-	Parked  time.Duration // age of the oldest message that is next to be pulled for its site: delivery
+	Parked  time.Duration // age of the oldest message that waits in a flow of the highest priority of its site: delivery
 	Reports time.Duration // reports that are due: bounce
 }
 
-const parkedLag = parkedIn + `SELECT next.queue_id
+// Of the flow that is highest in the index, so that nothing is sorted: rows
+// are compared as in pullRows.
+const parkedLag = parkedIn + `SELECT oldest.queue_id
 FROM found f
+CROSS JOIN LATERAL (SELECT r.priority, r.pool, r.tenant, r.campaign FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
+                    ORDER BY r.priority DESC, r.pool DESC, r.tenant DESC, r.campaign DESC LIMIT 1) flow
 CROSS JOIN LATERAL (SELECT r.queue_id FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
-                    ORDER BY r.priority DESC, r.queue_id LIMIT 1) next
-ORDER BY next.queue_id
+                      AND (r.priority, r.pool, r.tenant, r.campaign) >= (flow.priority, flow.pool, flow.tenant, flow.campaign)
+                      AND (r.priority, r.pool, r.tenant, r.campaign) <= (flow.priority, flow.pool, flow.tenant, flow.campaign)
+                    ORDER BY r.priority, r.pool, r.tenant, r.campaign, r.queue_id LIMIT 1) oldest
+ORDER BY oldest.queue_id
 LIMIT 1`
 
 // Lag reads the ends of indexes: its cost grows with the number of sites that

@@ -25,6 +25,8 @@ const (
 	lagEvery   = 5 * time.Second
 	partitions = 10 * time.Minute
 	ahead      = 26 * time.Hour // partitions are there for so long
+
+	accountRest = 20 // counting takes at most a twentieth of the time, however much mail there is
 )
 
 // Run looks after time until ctx is done, and returns nil.
@@ -40,7 +42,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 		{name: "notice", every: notice, within: 10 * time.Second, step: s.notice},
 		{name: "lag", every: lagEvery, within: 10 * time.Second, step: s.lag},
 		{name: "partitions", every: partitions, within: 5 * time.Minute, step: s.partitions},
-		{name: "accounts", every: time.Duration(cfg.AccountingInterval), within: 5 * time.Minute, step: s.accounts},
+		{name: "accounts", every: time.Duration(cfg.AccountingInterval), within: 5 * time.Minute, step: s.accounts, rest: accountRest},
 	} {
 		g.Go(func() error { return l.run(ctx) })
 	}

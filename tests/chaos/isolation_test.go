@@ -50,7 +50,7 @@ func TestIsolation(t *testing.T) {
 		if backlog, err = strconv.Atoi(text); err != nil {
 			t.Fatal(err)
 		}
-		rounds, each = 9, 1000
+		rounds, each = 9, 2000
 	}
 	s := newIsolation(t)
 	s.round(each) // warms up
