@@ -20,6 +20,12 @@ func (w *World) keepLogs(tb testing.TB, parent string) {
 		return
 	}
 	var err error
+	if parent != "" {
+		if err = os.MkdirAll(parent, 0o755); err != nil {
+			tb.Errorf("keep the logs: %v", err)
+			return
+		}
+	}
 	if w.logs, err = os.MkdirTemp(parent, "postrider-logs-"); err != nil {
 		tb.Errorf("keep the logs: %v", err)
 		return
