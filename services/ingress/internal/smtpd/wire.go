@@ -46,9 +46,11 @@ type wire struct {
 	timeout time.Duration
 	lenient bool // an LF alone ends a line, too
 
-	farewell bool // the client said QUIT, so nothing more is coming
+	farewell bool      // the client said QUIT, so nothing more is coming
+	writeBy  time.Time // the write deadline of conn
 
 	mu           sync.Mutex // guards what follows, and the read deadline of conn
+	readBy       time.Time  // that deadline
 	dataDeadline time.Time  // while content is read; else zero
 	drainAt      time.Time  // the end of the session's wait for a command; zero until the drain
 }
@@ -78,14 +80,31 @@ func (w *wire) Read(p []byte) (int, error) {
 func (w *wire) setDeadline() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	deadline, end := time.Now().Add(w.timeout), w.drainAt
+	now, end := time.Now(), w.drainAt
 	if !w.dataDeadline.IsZero() {
 		end = w.dataDeadline
 	}
+	deadline := w.later(w.readBy, now)
 	if !end.IsZero() && end.Before(deadline) {
 		deadline = end
 	}
+	if deadline.Equal(w.readBy) {
+		return nil
+	}
+	w.readBy = deadline
 	return w.conn.SetReadDeadline(deadline)
+}
+
+// later returns the deadline of something that begins now and may take the
+// timeout, or up to a sixty-fourth more: the one that stands, if it is so.
+// Each new one is a call to the timers of the runtime, a thirtieth of all
+// that a busy session costs.
+func (w *wire) later(standing, now time.Time) time.Time {
+	least, most := now.Add(w.timeout), now.Add(w.timeout+w.timeout/64)
+	if standing.Before(least) || standing.After(most) {
+		return most
+	}
+	return standing
 }
 
 // drain ends the wait for commands soon. Content goes on.
@@ -96,6 +115,7 @@ func (w *wire) drain(at time.Time) {
 	if w.dataDeadline.IsZero() {
 		// On a connection that is closed already there is nothing to end.
 		_ = w.conn.SetReadDeadline(at)
+		w.readBy = at
 	}
 }
 
@@ -117,8 +137,11 @@ func (w *wire) flush() error {
 	if len(w.out) == 0 {
 		return nil
 	}
-	if err := w.conn.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
-		return err
+	if deadline := w.later(w.writeBy, time.Now()); !deadline.Equal(w.writeBy) {
+		w.writeBy = deadline
+		if err := w.conn.SetWriteDeadline(deadline); err != nil {
+			return err
+		}
 	}
 	_, err := w.talk.Write(w.out)
 	w.out = w.out[:0]
@@ -135,7 +158,8 @@ func (w *wire) secure(config *tls.Config) (tls.ConnectionState, error) {
 	if err := w.setDeadline(); err != nil {
 		return tls.ConnectionState{}, err
 	}
-	if err := w.conn.SetWriteDeadline(time.Now().Add(handshakeTime)); err != nil {
+	w.writeBy = time.Now().Add(handshakeTime)
+	if err := w.conn.SetWriteDeadline(w.writeBy); err != nil {
 		return tls.ConnectionState{}, err
 	}
 	server := tls.Server(w.conn, config)
