@@ -11,7 +11,7 @@
 //	postrider.queued          hints to the resolvers (one shared consumer)
 //	postrider.ready.<worker>  delivery requests to a home worker (a consumer each)
 //	postrider.failed          hints to the bounce services (one shared consumer)
-//	postrider.notice.<topic>  notices, not stored (core NATS)
+//	postrider.notice.<topic>  notices, not stored (core NATS); those on "ways" tell ingress where mail goes
 //
 // Streams and consumers are made and updated by this package, at the start
 // and again whenever the server comes back without them. NATS being away

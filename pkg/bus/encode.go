@@ -22,6 +22,7 @@ const (
 	fieldRoutes    protowire.Number = 1 // ReadyFrame.routes
 	fieldRequests  protowire.Number = 2 // ReadyFrame.requests
 	fieldQueueIDs  protowire.Number = 1 // FailedFrame.queue_ids
+	fieldWays      protowire.Number = 1 // WaysFrame.ways
 	queueIDOnWire                   = 1 + 1 + len(mail.QueueID{})
 	frameRoomStart                  = 8 << 10
 )

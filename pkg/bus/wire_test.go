@@ -266,6 +266,42 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	}
 }
 
+func TestWaysRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var want []Way
+		for range rapid.IntRange(1, 5).Draw(t, "ways") {
+			want = append(want, Way{
+				Domain: mail.Domain(drawText(t, "domain")),
+				Worker: mail.WorkerID(rapid.Int32().Draw(t, "worker")),
+				Route:  drawRoute(t),
+				Valid:  time.Duration(rapid.Int32().Draw(t, "valid")) * time.Microsecond,
+			})
+		}
+		var got []Way
+		for _, frame := range collect(t, fillWays(want)) {
+			ways, err := decodeWays(frame)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, ways...)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("got  %+v\nwant %+v", got, want)
+		}
+	})
+}
+
+func fillWays(ways []Way) func(*framer) error {
+	return func(f *framer) error {
+		for i := range ways {
+			if err := f.addWay(&ways[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 func assertNoZeroField(t *testing.T, v reflect.Value, path string) {
 	t.Helper()
 	switch {
@@ -432,12 +468,26 @@ func FuzzDecode(f *testing.F) {
 	f.Add(collect(f, fillQueued([]mail.QueuedMessage{{Message: request.Message, Recipients: request.Recipients}}))[0])
 	id := mail.NewQueueID()
 	f.Add(append([]byte{10, 16}, id[:]...))
+	f.Add(collect(f, fillWays([]Way{{Domain: "example.org", Worker: 7, Route: fullRoute(), Valid: time.Second}}))[0])
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if ids, err := decodeFailed(nil, frame); err == nil {
 			for _, id := range ids {
 				if id.IsZero() {
 					t.Error("zero queue id")
 				}
+			}
+		}
+		if ways, err := decodeWays(frame); err == nil {
+			var again []Way
+			for _, frame := range collect(t, fillWays(ways)) {
+				more, err := decodeWays(frame)
+				if err != nil {
+					t.Fatal(err)
+				}
+				again = append(again, more...)
+			}
+			if len(again) != len(ways) {
+				t.Errorf("%d ways, want %d", len(again), len(ways))
 			}
 		}
 		if messages, err := decodeQueued(nil, frame); err == nil {

@@ -54,7 +54,7 @@ func (b BacklogStatement) Analyze(ctx context.Context) (plan string, err error) 
 	if err != nil {
 		return "", err
 	}
-	defer tx.Rollback(ctx) //nolint:errcheck // it is only read
+	defer tx.Rollback(ctx)
 	rows, err := tx.Query(ctx, "EXPLAIN (ANALYZE, TIMING OFF) "+b.sql, b.params...)
 	if err != nil {
 		return "", err

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/pkg/store"
@@ -30,6 +31,20 @@ func (s *countingStore) Accept(ctx context.Context, group []*mail.Submission) er
 type deafBus struct{}
 
 func (deafBus) PublishQueued(context.Context, []mail.QueuedMessage) error { return nil }
+
+func (deafBus) PublishReady(context.Context, mail.WorkerID, []*mail.DeliveryRequest) error {
+	return nil
+}
+
+func (deafBus) WatchWays(ctx context.Context, _ func([]bus.Way)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (deafBus) Watch(ctx context.Context, _ string, _ func(context.Context)) error {
+	<-ctx.Done()
+	return nil
+}
 
 // Twenty clients that do not pipeline, 4 KiB each, as smtp-source does it.
 // Clients, server and the benchmark share the cores.

@@ -7,7 +7,9 @@
 // sessions and hands them to the store as a group, in one transaction. When
 // it is committed each client hears "250 2.0.0 queued as" and the queue id, or
 // a 202 with it;
-// then one frame on the bus rings for the whole group.
+// then one frame on the bus rings for the whole group. Messages to busy domains,
+// whose way a resolver has just announced, package straight hands to the home
+// of their site.
 //
 // # Promises
 //

@@ -18,17 +18,13 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/certs"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
+	"github.com/postrider/postrider/services/ingress/internal/straight"
 )
 
 // accepter makes submissions durable. *store.Store is one.
 type accepter interface {
 	Accept(ctx context.Context, group []*mail.Submission) error
 	AcceptStream(ctx context.Context, sub *mail.Submission, content io.Reader) error
-}
-
-// publisher rings for new messages. *bus.Bus is one.
-type publisher interface {
-	PublishQueued(ctx context.Context, messages []mail.QueuedMessage) error
 }
 
 // accounts are where credentials and their limits are. *store.Store is one.
@@ -174,7 +170,7 @@ func (l *Listeners) find(like smtpd.Door) net.Addr {
 type Deps struct {
 	Listener *Listeners // from Listen; Run closes it
 	Store    database
-	Bus      publisher
+	Bus      straight.Bus
 }
 
 // Run serves SMTP and HTTP clients until ctx is done. Then it takes no more mail,
@@ -194,7 +190,8 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 			door.Config.Hostname, door.Config.Lifetime = cfg.SMTP.Hostname, cfg.SMTP.Lifetime
 		}
 	}
-	committer := commit.New(deps.Store, deps.Bus, cfg.SMTP.CommitTimeout)
+	publisher := straight.New(deps.Bus)
+	committer := commit.New(deps.Store, publisher, cfg.SMTP.CommitTimeout)
 	keeper, err := access.New(deps.Store, cfg.Access)
 	if err != nil {
 		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
@@ -218,6 +215,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	defer stop()
 	var g errgroup.Group
 	g.Go(func() error { return committer.Run(serving) })
+	g.Go(func() error { return publisher.Run(serving) })
 	g.Go(func() error { return keeper.Run(serving) })
 	g.Go(func() error { return shape.Follow(serving, deps.Store, func() {}) })
 	if deps.Listener.certs != nil {

@@ -22,7 +22,8 @@
 // message whose domains have equal hosts, site and TLS level become one
 // delivery request. The site hashes to a slot, or is divided over several, the
 // slot has a home worker, and the requests of a batch for one home leave as one
-// frame.
+// frame. The ways of domains with much mail are announced to ingress for a
+// moment: the next messages to them do not come by here.
 //
 // What DNS says decides, and only what it says definitely is permanent:
 //

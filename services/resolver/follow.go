@@ -96,9 +96,11 @@ func (f *following) take(ways map[aim]way, found finding) error {
 
 // finish sends on the recipients whose ways were found.
 func (r *resolver) finish(ctx context.Context, b *batch, ways map[aim]way) error {
-	if err := r.send(ctx, r.waveOf(b, ways)); err != nil {
+	w := r.waveOf(b, ways)
+	if err := r.send(ctx, w); err != nil {
 		return err
 	}
+	r.announce(ctx, w.requests)
 	b.end(nil)
 	return nil
 }

@@ -121,6 +121,8 @@ type resolver struct {
 	reading   sync.Mutex // makes reads of the routing table one after another; guards routingAt
 	routingAt time.Time  // when the last read began
 
+	freshUntil atomic.Pointer[time.Time] // homes and routing table are read again then
+
 	work  context.Context // of look-ups, which outlive the batch that began them
 	group *errgroup.Group // runs them
 	room  *semaphore.Weighted
@@ -172,10 +174,15 @@ func (r *resolver) keepFresh(ctx context.Context) error {
 func (r *resolver) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
+	until := time.Now().Add(refreshEvery)
 	if err := r.refreshRouting(ctx, time.Now()); err != nil {
 		return err
 	}
-	return r.refreshHomes(ctx)
+	if err := r.refreshHomes(ctx); err != nil {
+		return err
+	}
+	r.freshUntil.Store(&until)
+	return nil
 }
 
 // homes is where sites live, as of lately.

@@ -130,6 +130,122 @@ func (x *ReadyFrame) GetRequests() []*DeliveryRequest {
 	return nil
 }
 
+// WaysFrame tells where mail for busy domains goes in the next moment, so that
+// it need not come by the resolver. Subject postrider.notice.ways; from
+// resolver to ingress. It is not stored.
+type WaysFrame struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ways          []*Way                 `protobuf:"bytes,1,rep,name=ways" json:"ways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaysFrame) Reset() {
+	*x = WaysFrame{}
+	mi := &file_postrider_v1_frame_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaysFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaysFrame) ProtoMessage() {}
+
+func (x *WaysFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_postrider_v1_frame_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaysFrame.ProtoReflect.Descriptor instead.
+func (*WaysFrame) Descriptor() ([]byte, []int) {
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WaysFrame) GetWays() []*Way {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+// Way is where mail for one domain goes, from whatever sender.
+type Way struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain" json:"domain,omitempty"`                   // as Recipient.domain
+	Worker        int32                  `protobuf:"varint,2,opt,name=worker" json:"worker,omitempty"`                  // the home of the route's site
+	ValidUs       int64                  `protobuf:"varint,3,opt,name=valid_us,json=validUs" json:"valid_us,omitempty"` // microseconds from now on
+	Route         *Route                 `protobuf:"bytes,4,opt,name=route" json:"route,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Way) Reset() {
+	*x = Way{}
+	mi := &file_postrider_v1_frame_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Way) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Way) ProtoMessage() {}
+
+func (x *Way) ProtoReflect() protoreflect.Message {
+	mi := &file_postrider_v1_frame_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Way.ProtoReflect.Descriptor instead.
+func (*Way) Descriptor() ([]byte, []int) {
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Way) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Way) GetWorker() int32 {
+	if x != nil {
+		return x.Worker
+	}
+	return 0
+}
+
+func (x *Way) GetValidUs() int64 {
+	if x != nil {
+		return x.ValidUs
+	}
+	return 0
+}
+
+func (x *Way) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
 // FailedFrame rings for messages that have recipients to report on. Subject
 // postrider.failed; from delivery, resolver and scheduler to bounce.
 type FailedFrame struct {
@@ -142,7 +258,7 @@ type FailedFrame struct {
 
 func (x *FailedFrame) Reset() {
 	*x = FailedFrame{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[2]
+	mi := &file_postrider_v1_frame_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -154,7 +270,7 @@ func (x *FailedFrame) String() string {
 func (*FailedFrame) ProtoMessage() {}
 
 func (x *FailedFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[2]
+	mi := &file_postrider_v1_frame_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -167,7 +283,7 @@ func (x *FailedFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedFrame.ProtoReflect.Descriptor instead.
 func (*FailedFrame) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{2}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *FailedFrame) GetQueueIds() [][]byte {
@@ -195,7 +311,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[3]
+	mi := &file_postrider_v1_frame_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -207,7 +323,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[3]
+	mi := &file_postrider_v1_frame_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -220,7 +336,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{3}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Message) GetQueueId() []byte {
@@ -302,7 +418,7 @@ type Envelope struct {
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[4]
+	mi := &file_postrider_v1_frame_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +430,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[4]
+	mi := &file_postrider_v1_frame_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +443,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{4}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Envelope) GetReversePath() string {
@@ -391,7 +507,7 @@ type DeliverBy struct {
 
 func (x *DeliverBy) Reset() {
 	*x = DeliverBy{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	mi := &file_postrider_v1_frame_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +519,7 @@ func (x *DeliverBy) String() string {
 func (*DeliverBy) ProtoMessage() {}
 
 func (x *DeliverBy) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[5]
+	mi := &file_postrider_v1_frame_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +532,7 @@ func (x *DeliverBy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverBy.ProtoReflect.Descriptor instead.
 func (*DeliverBy) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{5}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeliverBy) GetAtUs() int64 {
@@ -457,7 +573,7 @@ type Recipient struct {
 
 func (x *Recipient) Reset() {
 	*x = Recipient{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[6]
+	mi := &file_postrider_v1_frame_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +585,7 @@ func (x *Recipient) String() string {
 func (*Recipient) ProtoMessage() {}
 
 func (x *Recipient) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[6]
+	mi := &file_postrider_v1_frame_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +598,7 @@ func (x *Recipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recipient.ProtoReflect.Descriptor instead.
 func (*Recipient) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{6}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Recipient) GetRecipientNo() int32 {
@@ -552,7 +668,7 @@ type QueuedMessage struct {
 
 func (x *QueuedMessage) Reset() {
 	*x = QueuedMessage{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[7]
+	mi := &file_postrider_v1_frame_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +680,7 @@ func (x *QueuedMessage) String() string {
 func (*QueuedMessage) ProtoMessage() {}
 
 func (x *QueuedMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[7]
+	mi := &file_postrider_v1_frame_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +693,7 @@ func (x *QueuedMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueuedMessage.ProtoReflect.Descriptor instead.
 func (*QueuedMessage) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{7}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QueuedMessage) GetMessage() *Message {
@@ -611,7 +727,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[8]
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +739,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[8]
+	mi := &file_postrider_v1_frame_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +752,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{8}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Host) GetName() string {
@@ -717,7 +833,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[9]
+	mi := &file_postrider_v1_frame_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +845,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[9]
+	mi := &file_postrider_v1_frame_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +858,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{9}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Route) GetSite() string {
@@ -850,7 +966,7 @@ type TLSReport struct {
 
 func (x *TLSReport) Reset() {
 	*x = TLSReport{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	mi := &file_postrider_v1_frame_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +978,7 @@ func (x *TLSReport) String() string {
 func (*TLSReport) ProtoMessage() {}
 
 func (x *TLSReport) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[10]
+	mi := &file_postrider_v1_frame_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +991,7 @@ func (x *TLSReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLSReport.ProtoReflect.Descriptor instead.
 func (*TLSReport) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{10}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TLSReport) GetDomain() string {
@@ -918,7 +1034,7 @@ type DeliveryRequest struct {
 
 func (x *DeliveryRequest) Reset() {
 	*x = DeliveryRequest{}
-	mi := &file_postrider_v1_frame_proto_msgTypes[11]
+	mi := &file_postrider_v1_frame_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1046,7 @@ func (x *DeliveryRequest) String() string {
 func (*DeliveryRequest) ProtoMessage() {}
 
 func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_postrider_v1_frame_proto_msgTypes[11]
+	mi := &file_postrider_v1_frame_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1059,7 @@ func (x *DeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryRequest.ProtoReflect.Descriptor instead.
 func (*DeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{11}
+	return file_postrider_v1_frame_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeliveryRequest) GetMessage() *Message {
@@ -977,7 +1093,14 @@ const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\n" +
 	"ReadyFrame\x12+\n" +
 	"\x06routes\x18\x01 \x03(\v2\x13.postrider.v1.RouteR\x06routes\x129\n" +
-	"\brequests\x18\x02 \x03(\v2\x1d.postrider.v1.DeliveryRequestR\brequests\"*\n" +
+	"\brequests\x18\x02 \x03(\v2\x1d.postrider.v1.DeliveryRequestR\brequests\"2\n" +
+	"\tWaysFrame\x12%\n" +
+	"\x04ways\x18\x01 \x03(\v2\x11.postrider.v1.WayR\x04ways\"{\n" +
+	"\x03Way\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06worker\x18\x02 \x01(\x05R\x06worker\x12\x19\n" +
+	"\bvalid_us\x18\x03 \x01(\x03R\avalidUs\x12)\n" +
+	"\x05route\x18\x04 \x01(\v2\x13.postrider.v1.RouteR\x05route\"*\n" +
 	"\vFailedFrame\x12\x1b\n" +
 	"\tqueue_ids\x18\x01 \x03(\fR\bqueueIds\"\xb2\x02\n" +
 	"\aMessage\x12\x19\n" +
@@ -1075,38 +1198,42 @@ func file_postrider_v1_frame_proto_rawDescGZIP() []byte {
 	return file_postrider_v1_frame_proto_rawDescData
 }
 
-var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_postrider_v1_frame_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_postrider_v1_frame_proto_goTypes = []any{
 	(*QueuedFrame)(nil),     // 0: postrider.v1.QueuedFrame
 	(*ReadyFrame)(nil),      // 1: postrider.v1.ReadyFrame
-	(*FailedFrame)(nil),     // 2: postrider.v1.FailedFrame
-	(*Message)(nil),         // 3: postrider.v1.Message
-	(*Envelope)(nil),        // 4: postrider.v1.Envelope
-	(*DeliverBy)(nil),       // 5: postrider.v1.DeliverBy
-	(*Recipient)(nil),       // 6: postrider.v1.Recipient
-	(*QueuedMessage)(nil),   // 7: postrider.v1.QueuedMessage
-	(*Host)(nil),            // 8: postrider.v1.Host
-	(*Route)(nil),           // 9: postrider.v1.Route
-	(*TLSReport)(nil),       // 10: postrider.v1.TLSReport
-	(*DeliveryRequest)(nil), // 11: postrider.v1.DeliveryRequest
+	(*WaysFrame)(nil),       // 2: postrider.v1.WaysFrame
+	(*Way)(nil),             // 3: postrider.v1.Way
+	(*FailedFrame)(nil),     // 4: postrider.v1.FailedFrame
+	(*Message)(nil),         // 5: postrider.v1.Message
+	(*Envelope)(nil),        // 6: postrider.v1.Envelope
+	(*DeliverBy)(nil),       // 7: postrider.v1.DeliverBy
+	(*Recipient)(nil),       // 8: postrider.v1.Recipient
+	(*QueuedMessage)(nil),   // 9: postrider.v1.QueuedMessage
+	(*Host)(nil),            // 10: postrider.v1.Host
+	(*Route)(nil),           // 11: postrider.v1.Route
+	(*TLSReport)(nil),       // 12: postrider.v1.TLSReport
+	(*DeliveryRequest)(nil), // 13: postrider.v1.DeliveryRequest
 }
 var file_postrider_v1_frame_proto_depIdxs = []int32{
-	7,  // 0: postrider.v1.QueuedFrame.messages:type_name -> postrider.v1.QueuedMessage
-	9,  // 1: postrider.v1.ReadyFrame.routes:type_name -> postrider.v1.Route
-	11, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
-	4,  // 3: postrider.v1.Message.envelope:type_name -> postrider.v1.Envelope
-	5,  // 4: postrider.v1.Envelope.deliver_by:type_name -> postrider.v1.DeliverBy
-	3,  // 5: postrider.v1.QueuedMessage.message:type_name -> postrider.v1.Message
-	6,  // 6: postrider.v1.QueuedMessage.recipients:type_name -> postrider.v1.Recipient
-	8,  // 7: postrider.v1.Route.hosts:type_name -> postrider.v1.Host
-	10, // 8: postrider.v1.Route.tls_report:type_name -> postrider.v1.TLSReport
-	3,  // 9: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
-	6,  // 10: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 0: postrider.v1.QueuedFrame.messages:type_name -> postrider.v1.QueuedMessage
+	11, // 1: postrider.v1.ReadyFrame.routes:type_name -> postrider.v1.Route
+	13, // 2: postrider.v1.ReadyFrame.requests:type_name -> postrider.v1.DeliveryRequest
+	3,  // 3: postrider.v1.WaysFrame.ways:type_name -> postrider.v1.Way
+	11, // 4: postrider.v1.Way.route:type_name -> postrider.v1.Route
+	6,  // 5: postrider.v1.Message.envelope:type_name -> postrider.v1.Envelope
+	7,  // 6: postrider.v1.Envelope.deliver_by:type_name -> postrider.v1.DeliverBy
+	5,  // 7: postrider.v1.QueuedMessage.message:type_name -> postrider.v1.Message
+	8,  // 8: postrider.v1.QueuedMessage.recipients:type_name -> postrider.v1.Recipient
+	10, // 9: postrider.v1.Route.hosts:type_name -> postrider.v1.Host
+	12, // 10: postrider.v1.Route.tls_report:type_name -> postrider.v1.TLSReport
+	5,  // 11: postrider.v1.DeliveryRequest.message:type_name -> postrider.v1.Message
+	8,  // 12: postrider.v1.DeliveryRequest.recipients:type_name -> postrider.v1.Recipient
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_postrider_v1_frame_proto_init() }
@@ -1120,7 +1247,7 @@ func file_postrider_v1_frame_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_postrider_v1_frame_proto_rawDesc), len(file_postrider_v1_frame_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
