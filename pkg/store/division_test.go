@@ -111,7 +111,7 @@ func TestPartsAreSavedAndParkedByTheirSlots(t *testing.T) {
 		t.Fatal(begun, err)
 	}
 	states := []store.SiteState{{Site: site, Slot: first, State: []byte("one")}, {Site: site, Slot: second, State: []byte("two")}}
-	if err := f.SaveSites(t.Context(), states); err != nil {
+	if err := f.SaveSites(t.Context(), home, states); err != nil {
 		t.Fatal(err)
 	}
 	f.exec(t, "SELECT suspend_site($1, '1 hour', 'they asked')", string(site))

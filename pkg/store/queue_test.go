@@ -412,9 +412,11 @@ func TestSites(t *testing.T) {
 	if got, want := one[int16](t, f, "SELECT site_slot($1)", string(site)), site.Slot(); got != want {
 		t.Errorf("site_slot in SQL is %d, in Go %d", got, want)
 	}
-	if err := f.SaveSites(t.Context(), []store.SiteState{{Site: site, Slot: site.Slot(), State: []byte("warm")}}); err != nil {
+	home := f.worker(t)
+	if _, err := f.TakeSlots(t.Context(), home, time.Hour, []int16{site.Slot()}); err != nil {
 		t.Fatal(err)
 	}
+	f.saves(t, home, site, "warm")
 	f.exec(t, "SELECT suspend_site($1, '1 hour', 'they asked')", string(site))
 	states, err := f.LoadSites(t.Context(), []int16{site.Slot()})
 	if err != nil || len(states) != 1 || string(states[0].State) != "warm" || states[0].SuspendedUntil.IsZero() {
@@ -426,6 +428,43 @@ func TestSites(t *testing.T) {
 	if n := one[int](t, f, "SELECT resume_site($1)", string(site)); n != 1 {
 		t.Errorf("resume_site changed %d", n)
 	}
+}
+
+func (f *fixture) saves(t *testing.T, home mail.WorkerID, site mail.Site, state string) {
+	t.Helper()
+	if err := f.SaveSites(t.Context(), home, []store.SiteState{{Site: site, Slot: site.Slot(), State: []byte(state)}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A home that is none any more takes nothing away from the next one.
+func TestAFormerHomeSavesNothing(t *testing.T) {
+	f := setup(t)
+	site := mail.Site("mx.example.org")
+	slot := []int16{site.Slot()}
+	former, next := f.worker(t), f.worker(t)
+	holds := func(want string) {
+		t.Helper()
+		states, err := f.LoadSites(t.Context(), slot)
+		if err != nil || len(states) != 1 || string(states[0].State) != want {
+			t.Fatalf("states %+v, %v, want %s", states, err, want)
+		}
+	}
+	if _, err := f.TakeSlots(t.Context(), former, time.Hour, slot); err != nil {
+		t.Fatal(err)
+	}
+	f.saves(t, former, site, "left")
+	if err := f.ReleaseSlots(t.Context(), former, slot, true); err != nil {
+		t.Fatal(err)
+	}
+	f.saves(t, former, site, "late")
+	holds("left")
+	if taken, err := f.TakeSlots(t.Context(), next, time.Hour, slot); err != nil || len(taken) != 1 {
+		t.Fatal(taken, err)
+	}
+	f.saves(t, next, site, "taken over")
+	f.saves(t, former, site, "later")
+	holds("taken over")
 }
 
 func TestReroute(t *testing.T) {

@@ -277,25 +277,28 @@ type SiteState struct {
 	SuspendReason  string
 }
 
-// SaveSites keeps the state of sites; suspensions are left as they are.
-func (s *Store) SaveSites(ctx context.Context, states []SiteState) error {
-	const first = `INSERT INTO sites (site, slot, state)
-SELECT * FROM unnest($1::text[], $2::smallint[], $3::bytea[])
-ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
-	const others = `INSERT INTO site_parts (site, slot, state)
-SELECT * FROM unnest($1::text[], $2::smallint[], $3::bytea[])
-ON CONFLICT (site, slot) DO UPDATE SET state = excluded.state, saved_at = now()`
+// SaveSites keeps the state of sites in slots of the worker; suspensions are
+// left as they are. What it says of slots that have another home by now, or
+// that it gave up in good order, is passed over: it would take away what is
+// newer. The next home can take a slot only before or after.
+func (s *Store) SaveSites(ctx context.Context, worker mail.WorkerID, states []SiteState) error {
+	const owned = `
+SELECT t.* FROM unnest($1::text[], $2::smallint[], $3::bytea[]) t (site, slot, state)
+JOIN (SELECT slot FROM slots WHERE worker_id = $4 AND lease_until > '-infinity' AND slot = ANY ($2) FOR SHARE) own USING (slot)
+`
+	const first = `INSERT INTO sites (site, slot, state)` + owned + `ON CONFLICT (site) DO UPDATE SET state = excluded.state, saved_at = now()`
+	const others = `INSERT INTO site_parts (site, slot, state)` + owned + `ON CONFLICT (site, slot) DO UPDATE SET state = excluded.state, saved_at = now()`
 	// A crash must not lose it: the next home would count too little.
 	isFirst := func(st SiteState) bool { return st.Slot == st.Site.Slot() }
 	isOther := func(st SiteState) bool { return !isFirst(st) }
-	return errors.Join(s.saveParts(ctx, first, keepIf(states, isFirst)), s.saveParts(ctx, others, keepIf(states, isOther)))
+	return errors.Join(s.saveParts(ctx, first, worker, keepIf(states, isFirst)), s.saveParts(ctx, others, worker, keepIf(states, isOther)))
 }
 
 func keepIf[T any](all []T, wanted func(T) bool) []T {
 	return slices.DeleteFunc(slices.Clone(all), func(t T) bool { return !wanted(t) })
 }
 
-func (s *Store) saveParts(ctx context.Context, q string, states []SiteState) error {
+func (s *Store) saveParts(ctx context.Context, q string, worker mail.WorkerID, states []SiteState) error {
 	if len(states) == 0 {
 		return nil
 	}
@@ -307,7 +310,7 @@ func (s *Store) saveParts(ctx context.Context, q string, states []SiteState) err
 		slots = append(slots, st.Slot)
 		blobs = append(blobs, st.State)
 	}
-	if _, err := s.plain.Exec(ctx, q, sites, slots, blobs); err != nil {
+	if _, err := s.plain.Exec(ctx, q, sites, slots, blobs, worker); err != nil {
 		return fmt.Errorf("save sites: %w", err)
 	}
 	return nil

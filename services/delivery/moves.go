@@ -161,7 +161,7 @@ func (h *homes) release() {
 	h.releasing = free
 	// Not after the lease: what the next home saves must stand.
 	h.move(h.keep, h.tenure.left()+leaseMargin, func(ctx context.Context) func() {
-		err := h.store.SaveSites(ctx, states)
+		err := h.store.SaveSites(ctx, h.id, states)
 		for _, s := range left {
 			s.saved(err)
 		}

@@ -189,7 +189,7 @@ func (w *worker) runSave(ctx context.Context) error {
 			}
 		}
 		within, cancel := context.WithTimeout(w.keep, storeWithin)
-		err := w.store.SaveSites(within, states)
+		err := w.store.SaveSites(within, w.id, states)
 		cancel()
 		for _, s := range due {
 			s.saved(err)
