@@ -18,14 +18,14 @@ const busy = 4
 // mail behind it goes straight to its home (ADR 0010). They hold until homes
 // and routing table are read again, so nothing that operators or workers
 // change is seen later than here. Ways that are not the same for all mail to
-// a domain are not announced: with a routing table they may depend on the
+// a domain are not announced: a rule of the routing table may ask for the
 // sender, and the parts of a divided site take turns by message.
 func (r *resolver) announce(ctx context.Context, requests []*mail.DeliveryRequest) {
 	valid := time.Until(*r.freshUntil.Load())
-	if valid <= 0 || !r.routing.Load().empty() {
+	if valid <= 0 {
 		return
 	}
-	homes := r.homes.Load()
+	homes, table := r.homes.Load(), r.routing.Load()
 	recipients := make(map[mail.Domain]int, len(requests))
 	var ways []bus.Way
 	for _, request := range requests {
@@ -35,7 +35,7 @@ func (r *resolver) announce(ctx context.Context, requests []*mail.DeliveryReques
 		}
 		for i := range request.Recipients {
 			domain := request.Recipients[i].Domain
-			if recipients[domain]++; recipients[domain] == busy {
+			if recipients[domain]++; recipients[domain] == busy && !table.concerns(domain) {
 				ways = append(ways, bus.Way{
 					Domain: domain, Worker: home.Worker, Route: request.Route,
 					Valid: min(valid, time.Until(request.Route.ExpiresAt)),

@@ -91,10 +91,11 @@ func TestWaysOfBusyDomainsAreAnnounced(t *testing.T) {
 		t.Fatal(division, err)
 	}
 	w.silent(t, wk, h, crowd("own.test", busy))
-	if _, err := w.db.SetRoute(t.Context(), store.RoutingRule{Match: store.RouteMatch{Domain: "elsewhere.test", Sender: "a@b.test"}, Hosts: []string{"smart.test:587"}}); err != nil {
+	if _, err := w.db.SetRoute(t.Context(), store.RoutingRule{Match: store.RouteMatch{Domain: "one.test", Sender: "a@b.test"}, Hosts: []string{"smart.test:587"}}); err != nil {
 		t.Fatal(err)
 	}
 	w.silent(t, wk, h, crowd("one.test", busy)) // a rule may ask for the sender
+	eventually(t, "the way of a domain without rules", announced("two.test"))
 }
 
 // silent waits until mail to a domain goes out and nothing is announced any

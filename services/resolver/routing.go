@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -12,16 +13,18 @@ import (
 // table has no rule.
 type Table struct {
 	rules              map[store.RouteMatch]*store.RoutingRule
-	bySender, byTenant bool // whether any rule looks at it
+	domains            map[string]bool // the patterns of domains that rules have
+	bySender, byTenant bool            // whether any rule looks at it
 }
 
 // NewTable returns the table of the rules.
 func NewTable(rules []store.RoutingRule) *Table {
-	t := &Table{rules: make(map[store.RouteMatch]*store.RoutingRule, len(rules))}
+	t := &Table{rules: make(map[store.RouteMatch]*store.RoutingRule, len(rules)), domains: map[string]bool{}}
 	for i := range rules {
 		m := rules[i].Match
 		m.Domain, m.Sender = strings.ToLower(m.Domain), strings.ToLower(m.Sender)
 		t.rules[m] = &rules[i]
+		t.domains[m.Domain] = true
 		t.bySender = t.bySender || m.Sender != ""
 		t.byTenant = t.byTenant || m.Tenant != ""
 	}
@@ -49,6 +52,12 @@ func (t *Table) query(m *mail.QueuedMessage, p *mail.Pending) Query {
 }
 
 func (t *Table) empty() bool { return t == nil || len(t.rules) == 0 }
+
+// concerns reports whether a rule may count for mail to a domain, from
+// whatever sender.
+func (t *Table) concerns(domain mail.Domain) bool {
+	return !t.empty() && slices.ContainsFunc(domainPatterns(domain), func(p string) bool { return t.domains[p] })
+}
 
 // Matches yields the rules for a query, the most specific first: that one
 // counts. The recipient's domain weighs most (its name, then the nearest

@@ -49,6 +49,12 @@ func TestRoutingByDomain(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s: rule %q, want %q", c.domain, got, c.want)
 		}
+		if got := c.table.concerns(c.domain); got != (c.want != "") {
+			t.Errorf("%s: concerned by a rule: %v", c.domain, got)
+		}
+	}
+	if bySender := tableOf(store.RouteMatch{Domain: "*.example.com", Sender: "shop.test"}); !bySender.concerns("a.example.com") || bySender.concerns("example.com") {
+		t.Error("a rule for one sender concerns all mail to its domains, and no other")
 	}
 }
 

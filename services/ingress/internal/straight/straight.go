@@ -25,7 +25,7 @@ const (
 	slotsTopic = "slots"
 	// maxWays bounds the ways that are known at a time; those announced beyond
 	// it are passed over.
-	maxWays = 10_000
+	maxWays = 1000
 )
 
 // Bus is what hints are published to, and announced on. *bus.Bus is one.
