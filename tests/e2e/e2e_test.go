@@ -34,6 +34,10 @@ var shared = &world.Shared{Options: world.Options{
 ["default"]
 max_connection_rate = "unlimited"
 
+["busy.test"]
+mx_rollup = false
+max_message_rate = "unlimited"
+
 ["expiry.test"]
 mx_rollup = false
 max_age = "4 seconds"
