@@ -94,7 +94,7 @@ func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs
 			ready = append(ready, req)
 		}
 	}
-	read := contentBatch{}
+	read := newContentBatch()
 	won, err := s.fenced(ctx, reqs, fencedStatement{"claim", claimRows, 6, func(x *exchange, rows []fencedRow) {
 		x.fences(&worker, rows)
 		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
@@ -107,27 +107,46 @@ func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs
 	contents := make([]Content, len(reqs))
 	for i, req := range reqs {
 		if now[i] {
-			contents[i].Bytes = read[req.Message.ID]
+			contents[i].Bytes, _ = read.take(req.Message.ID)
 		}
 	}
 	return contents, nil
 }
 
-// contentBatch is the contents that were read together.
-type contentBatch map[mail.QueueID][]byte
+// contentBatch is the contents that were read together, each once.
+type contentBatch struct {
+	read  map[mail.QueueID][]byte
+	taken map[mail.QueueID]bool
+}
+
+func newContentBatch() *contentBatch {
+	return &contentBatch{map[mail.QueueID][]byte{}, map[mail.QueueID]bool{}}
+}
+
+// take returns a content for one request. Requests of one message, for several
+// sites, have a copy each: each frees its own.
+func (c *contentBatch) take(id mail.QueueID) (content []byte, ok bool) {
+	if content, ok = c.read[id]; ok && c.taken[id] {
+		content = keepContent(content)
+	}
+	c.taken[id] = true
+	return content, ok
+}
 
 // of returns what adds the reading of the requests' contents to a batch.
 // Large contents are left out.
-func (c contentBatch) of(reqs []*mail.DeliveryRequest) func(*exchange) {
-	row := func(fields [][]byte) {
-		content := newContent(len(fields[1]))
-		copy(content, fields[1])
-		c[mail.QueueID(fields[0])] = content
-	}
+func (c *contentBatch) of(reqs []*mail.DeliveryRequest) func(*exchange) {
+	row := func(fields [][]byte) { c.read[mail.QueueID(fields[0])] = keepContent(fields[1]) }
 	return func(x *exchange) {
 		var hot, aged []mail.QueueID
+		asked := make(map[mail.QueueID]bool, len(reqs))
 		for _, req := range reqs {
-			switch m := &req.Message; {
+			m := &req.Message
+			if asked[m.ID] {
+				continue
+			}
+			asked[m.ID] = true
+			switch {
 			case m.SizeBytes > ChunkBytes:
 			case time.Since(m.ID.Time()) < hotContents:
 				hot = append(hot, m.ID)
@@ -239,7 +258,7 @@ SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AN
 // It looks at each row once more: recipients that are no longer the worker's
 // (held, cancelled, expired, taken back) are dropped from their request.
 func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
-	read := contentBatch{}
+	read := newContentBatch()
 	won, err := s.fenced(ctx, reqs, fencedStatement{"dispatch", dispatchRows, 4, func(x *exchange, rows []fencedRow) {
 		x.fences(&worker, rows)
 	}}, read.of(reqs))
@@ -249,7 +268,7 @@ func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail
 	keep(reqs, won, 0)
 	contents := make([]Content, len(reqs))
 	for i, req := range reqs {
-		content, ok := read[req.Message.ID]
+		content, ok := read.take(req.Message.ID)
 		contents[i] = Content{Bytes: content, Large: req.Message.SizeBytes > ChunkBytes}
 		if !ok && !contents[i].Large && req.Message.SizeBytes > 0 && len(req.Recipients) > 0 {
 			return nil, fmt.Errorf("dispatch %s: its content is missing", req.Message.ID)

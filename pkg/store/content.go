@@ -34,6 +34,13 @@ func newContent(n int) []byte {
 	return make([]byte, n, size)
 }
 
+// keepContent returns a copy of a content.
+func keepContent(b []byte) []byte {
+	content := newContent(len(b))
+	copy(content, b)
+	return content
+}
+
 // Free gives the memory of the content back, which nobody may use any more.
 // Content that is not freed is garbage, no more.
 func (c *Content) Free() {

@@ -90,3 +90,41 @@ func TestContentsReuseMemory(t *testing.T) {
 		}
 	}
 }
+
+// Requests of one message for several sites, or several transactions with one
+// site, free their contents one by one: the memory of one is never another's.
+func TestRequestsOfOneMessageShareNoMemory(t *testing.T) {
+	f := setup(t)
+	w := f.worker(t)
+	sub := submission(4)
+	f.accept(t, sub)
+	var reqs []*mail.DeliveryRequest
+	var now []bool
+	for i := range sub.Recipients {
+		req := request(sub, route("mx.example.org"))
+		req.Recipients = req.Recipients[i : i+1]
+		reqs, now = append(reqs, req), append(now, i < 2)
+	}
+	claimed, err := f.ClaimAndDispatch(t.Context(), w, reqs, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dispatched, err := f.Dispatch(t.Context(), w, reqs[2:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := append(claimed[:2], dispatched...)
+	for i, c := range contents {
+		if !bytes.Equal(c.Bytes, sub.Content) {
+			t.Fatalf("content %d is %q", i, c.Bytes)
+		}
+	}
+	for i := range contents {
+		clear(contents[i].Bytes) // as one does who got the memory that this request freed
+		for j, other := range contents[i+1:] {
+			if !bytes.Equal(other.Bytes, sub.Content) {
+				t.Fatalf("request %d and request %d have the same memory", i, i+1+j)
+			}
+		}
+	}
+}
