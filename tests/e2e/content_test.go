@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/tests/internal/submit"
 )
@@ -63,4 +65,56 @@ func TestContentIntact(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestContentsOfManyRecipientsIntact: messages that many transactions relay at
+// the same time, to several sites and with several recipients at each, do not
+// mix.
+func TestContentsOfManyRecipientsIntact(t *testing.T) {
+	const messages, sites, perSite = 40, 4, 3
+	w := shared.Get(t)
+	var to []string
+	var hosts []*smtptest.Server
+	for i := range sites {
+		domain := fmt.Sprintf("crowd%d.test", i)
+		hosts = append(hosts, w.Host(t, "mx."+domain, smtptest.Script{Label: subject}))
+		w.MX(t, domain, "10 mx."+domain)
+		for n := range perSite {
+			to = append(to, fmt.Sprintf("u%d@%s", n, domain))
+		}
+	}
+	sent := map[string][]byte{}
+	var g errgroup.Group
+	g.SetLimit(20)
+	for i := range messages {
+		m := submit.Message{From: "sender@sender.test", To: to, Content: text(2000 + 100*i)}
+		sent[subject(m.Content)] = m.Content
+		g.Go(func() error {
+			_, err := submit.Send(t.Context(), w.SMTP(i%2), m)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range hosts {
+		host.WaitMessages(t, messages*perSite, deadline)
+		seen := map[string]int{}
+		for _, got := range host.Messages() {
+			wantIntact(t, got, sent[got.Label])
+			seen[got.Label]++
+		}
+		for label := range sent {
+			if seen[label] != perSite {
+				t.Errorf("%q arrived %d times, want %d", label, seen[label], perSite)
+			}
+		}
+	}
+}
+
+// subject returns the subject of a message.
+func subject(content []byte) string {
+	_, rest, _ := strings.Cut(string(content), "Subject: ")
+	line, _, _ := strings.Cut(rest, "\r\n")
+	return line
 }

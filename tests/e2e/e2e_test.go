@@ -38,6 +38,23 @@ max_connection_rate = "unlimited"
 mx_rollup = false
 max_message_rate = "unlimited"
 
+["crowd0.test"]
+mx_rollup = false
+max_message_rate = "unlimited"
+max_recipients_per_batch = 1
+["crowd1.test"]
+mx_rollup = false
+max_message_rate = "unlimited"
+max_recipients_per_batch = 1
+["crowd2.test"]
+mx_rollup = false
+max_message_rate = "unlimited"
+max_recipients_per_batch = 1
+["crowd3.test"]
+mx_rollup = false
+max_message_rate = "unlimited"
+max_recipients_per_batch = 1
+
 ["expiry.test"]
 mx_rollup = false
 max_age = "4 seconds"
