@@ -9,6 +9,9 @@ import (
 
 const subjectNotice = "postrider.notice." // and the topic
 
+// SlotsTopic is the notice of delivery workers that slots have a new home.
+const SlotsTopic = "slots"
+
 // Announce tells everyone who watches the topic that something changed. It is
 // not stored: watchers that are away look again when they come back. Topics
 // have letters, digits, dots and hyphens. Errors: ErrDown.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
@@ -253,7 +254,7 @@ func (w *worker) attend(ctx context.Context, s *site) error {
 			return err
 		}
 		slog.Info("site divided", "worker_id", w.id, "site", s.name, "parts", len(d.Next))
-		if err := w.bus.Announce(ctx, SlotsTopic); err != nil {
+		if err := w.bus.Announce(ctx, bus.SlotsTopic); err != nil {
 			slog.Debug("division not announced", "worker_id", w.id, "error", err)
 		}
 		return w.readDivisions(ctx)

@@ -30,9 +30,6 @@ const (
 	leaseMargin = 500 * time.Millisecond
 	// moveEvery is how often slots on their way to another home are looked at.
 	moveEvery = 100 * time.Millisecond
-
-	// SlotsTopic is the notice on the bus that slots have a new home.
-	SlotsTopic = "slots"
 )
 
 // errGone says that this worker was declared dead: its claims were taken

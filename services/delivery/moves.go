@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
 )
@@ -201,7 +202,7 @@ func (h *homes) keepBusy() {
 
 func (h *homes) announce(n int) {
 	slog.Info("slots moved", "worker_id", h.id, "moved", n, "held", len(h.slotsIn(ours)))
-	if err := h.bus.Announce(h.keep, SlotsTopic); err != nil {
+	if err := h.bus.Announce(h.keep, bus.SlotsTopic); err != nil {
 		// Resolvers reread the map of the slots from time to time anyway.
 		slog.Debug("slots not announced", "worker_id", h.id, "error", err)
 	}

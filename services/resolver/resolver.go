@@ -39,9 +39,6 @@ const (
 	fetchWithin  = 10 * time.Second // an MTA-STS policy: mail waits for it
 )
 
-// slotsTopic is the notice of delivery workers that slots have a new home.
-const slotsTopic = "slots"
-
 // Run finds the way of queued mail until ctx is done, and returns nil after
 // the batches in hand. Errors: the DNS servers or the shaping file of the
 // configuration cannot be used.
@@ -143,7 +140,7 @@ func (r *resolver) run(ctx context.Context) error {
 	r.group.Go(func() error { return r.rollUp(ctx) })
 	r.group.Go(func() error { return r.keepFresh(ctx) })
 	r.group.Go(func() error {
-		return r.nc.Watch(ctx, slotsTopic, func(ctx context.Context) {
+		return r.nc.Watch(ctx, bus.SlotsTopic, func(ctx context.Context) {
 			if err := r.refreshHomes(ctx); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "slots have new homes, which cannot be read yet", "error", err)
 			}

@@ -422,7 +422,7 @@ func TestNoHomeMeansParked(t *testing.T) {
 		t.Errorf("the route has hosts %+v", hosts)
 	}
 	// The new home announces itself: what comes now is published at once.
-	if err := w.nc.Announce(t.Context(), slotsTopic); err != nil {
+	if err := w.nc.Announce(t.Context(), bus.SlotsTopic); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "mail is published to the new home", func() bool {

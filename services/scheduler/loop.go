@@ -16,7 +16,7 @@ type loop struct {
 	within time.Duration // a step may take so long: a connection that hangs is given up
 	step   func(context.Context) error
 	wake   <-chan struct{} // the step is done at once; may be nil
-	rest   time.Duration   // the pause lasts so many times as long as the step did, if that is longer than every
+	rest   int             // the pause lasts so many times as long as the step did, if that is longer than every
 
 	failing bool // the last step failed, and that was logged
 }
@@ -26,7 +26,7 @@ func (l *loop) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		began := time.Now()
 		l.try(ctx)
-		pause := max(l.every, l.rest*time.Since(began))
+		pause := max(l.every, time.Duration(l.rest)*time.Since(began))
 		if l.failing {
 			pause = max(pause, retryEvery)
 			// A step that is rare is not put off for long by a failure.

@@ -20,13 +20,9 @@ import (
 	"github.com/postrider/postrider/pkg/telemetry"
 )
 
-const (
-	// slotsTopic is the notice of delivery workers that slots have a new home.
-	slotsTopic = "slots"
-	// maxWays bounds the ways that are known at a time; those announced beyond
-	// it are passed over.
-	maxWays = 1000
-)
+// maxWays bounds the ways that are known at a time; those announced beyond it
+// are passed over.
+const maxWays = 1000
 
 // Bus is what hints are published to, and announced on. *bus.Bus is one.
 type Bus interface {
@@ -70,7 +66,7 @@ func New(b Bus) *Publisher {
 func (p *Publisher) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.bus.WatchWays(ctx, p.learn) })
-	g.Go(func() error { return p.bus.Watch(ctx, slotsTopic, func(context.Context) { p.forget() }) })
+	g.Go(func() error { return p.bus.Watch(ctx, bus.SlotsTopic, func(context.Context) { p.forget() }) })
 	return g.Wait()
 }
 

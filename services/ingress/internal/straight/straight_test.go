@@ -175,7 +175,7 @@ func TestNewHomesMakeWaysForgotten(t *testing.T) {
 	w := newWorld(t)
 	w.learns(t, "example.net", time.Hour)
 	eventually(t, "the way is forgotten", func() bool {
-		if err := w.nc.Announce(t.Context(), slotsTopic); err != nil {
+		if err := w.nc.Announce(t.Context(), bus.SlotsTopic); err != nil {
 			t.Fatal(err)
 		}
 		w.p.mu.Lock()
