@@ -184,6 +184,15 @@ func (s *Server) start(ctx context.Context) error {
 // zeroed again for the next one: a twentieth of what Postgres does for us.
 var mallocKeeps = []string{"MALLOC_TRIM_THRESHOLD_=8388608", "MALLOC_TOP_PAD_=1048576"}
 
+// environment is what the server and its tools get of ours: nothing that may
+// be a secret. Any user who can run SQL functions may read it there.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return !slices.Contains([]string{"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"}, name) && !strings.HasPrefix(name, "LC_")
+	})
+}
+
 // launch starts the process; s.exited is closed when it has ended.
 func (s *Server) launch() error {
 	log, err := os.Create(s.logFile())
@@ -194,7 +203,7 @@ func (s *Server) launch() error {
 	cmd := exec.Command(filepath.Join(s.binaries, "postgres"), s.args...)
 	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), mallocKeeps...)
+	cmd.Env = append(environment(), mallocKeeps...)
 	// A process group of its own: Ctrl-C at the terminal is for us, and the
 	// database has to outlive the services that drain into it.
 	cmd.SysProcAttr = s.account.attributes()

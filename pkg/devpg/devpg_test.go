@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -125,15 +126,79 @@ func TestDirIsUsedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The pid of a stale file now belongs to another program of ours.
 	stale := filepath.Join(first.Dir(), "postmaster.pid")
-	line := strconv.Itoa(os.Getpid()) + "\n" + first.Dir() + "\n1\n5432\n" + first.Dir() + "\n\n  1 1\n"
-	if err := os.WriteFile(stale, []byte(line), 0o600); err != nil {
+	for name, pid := range map[string]int{
+		"a pid that another program has now":       other(t, "sleep", "1000"),
+		"a pid of a zombie that nobody waits for":  zombie(t),
+		"a pid that this process has now":          os.Getpid(),
+		"the pid of a process that ended long ago": 1<<22 - 1,
+	} {
+		line := strconv.Itoa(pid) + "\n" + first.Dir() + "\n1\n5432\n" + first.Dir() + "\n\n  1 1\n"
+		if err := os.WriteFile(stale, []byte(line), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Start(t.Context(), Options{Dir: dir})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := exec1(t, again, "SELECT v FROM kept"); got != "yes" {
+			t.Errorf("%s: %q, want yes", name, got)
+		}
+		if err := again.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// other starts a program under the server's account, so that Postgres can see
+// it, and returns its pid.
+func other(t *testing.T, name string, args ...string) int {
+	t.Helper()
+	acc, err := findAccount()
+	if err != nil {
 		t.Fatal(err)
 	}
-	second := start(t, Options{Dir: dir})
-	if got := exec1(t, second, "SELECT v FROM kept"); got != "yes" {
-		t.Errorf("after a stale postmaster.pid: %q, want yes", got)
+	cmd := exec.Command(name, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = acc.attributes()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()         // killed, as we asked for
+	})
+	return cmd.Process.Pid
+}
+
+// zombie returns the pid of a process that has ended and was not waited for.
+func zombie(t *testing.T) int {
+	t.Helper()
+	pid := other(t, "true")
+	for deadline := time.Now().Add(10 * time.Second); runs(pid); {
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not end", pid)
+		}
+		runtime.Gosched()
+	}
+	if err := syscall.Kill(pid, 0); err != nil {
+		t.Fatalf("process %d is no zombie: %v", pid, err)
+	}
+	return pid
+}
+
+// TestServerSeesNoSecrets: what this process has in its environment, SQL
+// cannot read.
+func TestServerSeesNoSecrets(t *testing.T) {
+	t.Setenv("POSTRIDER_SECRET", "hunter2")
+	s := start(t, Options{})
+	environ, err := os.ReadFile("/proc/" + strconv.Itoa(s.PID()) + "/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(environ), "POSTRIDER_") {
+		t.Errorf("environment of the server: %q", environ)
 	}
 }
 
@@ -204,7 +269,7 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 	defer tick.Stop()
 	for {
 		_, err := os.Stat(words[2])
-		if syscall.Kill(pid, 0) != nil && errors.Is(err, os.ErrNotExist) {
+		if !runs(pid) && errors.Is(err, os.ErrNotExist) {
 			return
 		}
 		select {

@@ -94,7 +94,7 @@ func (s *Server) initialise(ctx context.Context, o Options) error {
 		args = append(args, "--no-sync")
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(s.binaries, "initdb"), args...)
-	cmd.Dir = s.dir
+	cmd.Dir, cmd.Env = s.dir, environment()
 	cmd.SysProcAttr = s.account.attributes()
 	// On SIGTERM initdb removes what it made; after kill -9 half a cluster
 	// would be in the way of the next start.
@@ -267,8 +267,8 @@ func lockDir(dir string) (*os.File, error) {
 
 // clearStale deals with a postmaster.pid that an earlier life left. We hold
 // the lock of the directory, so a server that still runs there is an orphan:
-// it is stopped. A pid that now belongs to another program would make
-// Postgres refuse to start: the file goes. Anything else Postgres sorts out.
+// it is stopped. What the file says of the shared memory stays in any case: by
+// it Postgres waits for backends that are still ending.
 func clearStale(ctx context.Context, dir string) error {
 	file := filepath.Join(dir, "postmaster.pid")
 	text, err := os.ReadFile(file)
@@ -278,27 +278,46 @@ func clearStale(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	first, _, _ := strings.Cut(string(text), "\n")
+	first, rest, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || pid <= 1 || syscall.Kill(pid, 0) != nil {
+	if err != nil || pid <= 1 {
 		return nil
 	}
-	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-	if err != nil {
-		return nil // no /proc here, or the process just ended
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == dir && runs(pid) {
+		if err := stopOrphan(ctx, pid); err != nil {
+			return err
+		}
 	}
-	if cwd != dir {
-		return os.Remove(file)
+	if syscall.Kill(pid, 0) != nil {
+		return nil // Postgres sees by itself that nobody has this pid
 	}
+	// A zombie that nobody waits for, or another program that has the pid now:
+	// to Postgres both look like a server that runs. Of its own parent, which we
+	// are, it knows that it is none.
+	return os.WriteFile(file, []byte(strconv.Itoa(os.Getpid())+"\n"+rest), 0o600)
+}
+
+// stopOrphan stops a server that an earlier process left.
+func stopOrphan(ctx context.Context, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stop the server that an earlier process left (%d): %w", pid, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	for syscall.Kill(pid, 0) == nil {
+	for runs(pid) {
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return fmt.Errorf("the server that an earlier process left (%d) does not stop: %w", pid, err)
 		}
 	}
 	return nil
+}
+
+// runs reports whether a process runs. A zombie does not: it has ended, and
+// keeps its pid until its parent has asked how.
+func runs(pid int) bool {
+	if syscall.Kill(pid, 0) != nil {
+		return false
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return err != nil || !strings.Contains(string(status), "\nState:\tZ")
 }

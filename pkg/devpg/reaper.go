@@ -11,14 +11,15 @@ import (
 // reaperScript reads the server's process id, again at each start and empty at
 // each stop. The end of the input comes when the process that holds the other
 // end closes it or dies, even by kill -9. Then the script stops the server at
-// once and removes what was temporary. (Linux's parent death signal would do
+// once and removes what was temporary. A server that nobody waits for stays as
+// a zombie: it has ended too. (Linux's parent death signal would do
 // the first half only, and follows a thread, not a process.)
 const reaperScript = `
 pid=
 while read -r line; do pid=$line; done
 if [ -n "$pid" ]; then
 	kill -QUIT "$pid"
-	while kill -0 "$pid"; do sleep 0.1; done
+	while kill -0 "$pid" && ! grep -q '^State:.Z' "/proc/$pid/status"; do sleep 0.1; done
 fi
 [ $# -eq 0 ] || rm -rf "$@"
 `
@@ -32,6 +33,7 @@ type reaper struct {
 func setReaper(a account, remove []string) (*reaper, error) {
 	cmd := exec.Command("/bin/sh", append([]string{"-c", reaperScript, "devpg-reaper"}, remove...)...)
 	cmd.Dir = "/"
+	cmd.Env = environment()
 	cmd.SysProcAttr = a.attributes()
 	life, err := cmd.StdinPipe()
 	if err != nil {
