@@ -24,6 +24,7 @@ help: ## list the targets
 
 .PHONY: run
 run: ## build postrider and run all of it on this machine (Ctrl-C stops it)
+	@[ -x bin/postrider ] || echo "building postrider; the first time takes a minute or two"
 	@go build -o bin/ ./services/postrider/cmd/postrider
 	@exec bin/postrider dev
 

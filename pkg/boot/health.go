@@ -74,7 +74,7 @@ type health struct {
 func (h *health) serve(address string, metrics http.Handler) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return err
+		return fmt.Errorf("POSTRIDER_METRICS_LISTEN: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {

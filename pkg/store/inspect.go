@@ -13,27 +13,43 @@ import (
 )
 
 // Filter chooses recipients of the queue. Empty fields do not matter; all
-// others must match.
+// others must match. In addresses * stands for any text, and case does not
+// matter.
 type Filter struct {
-	ID          mail.QueueID
-	Domain      string
-	ReversePath string
-	Site        string
-	Tenant      string
-	Campaign    string
+	ID              mail.QueueID
+	Domain          string
+	ReversePath     string
+	NullReversePath bool // reports: mail from <>
+	ForwardPath     string
+	Site            string
+	Tenant          string
+	Campaign        string
+	OlderThan       time.Duration // since it was accepted
+	LastReply       string        // that has this text in it, in any case
+	Place           string        // as in QueueRow; for Queue alone
+	Everything      bool          // the whole queue is meant where nothing else is said
 }
 
 // args returns the filter as the arguments of the operators' functions, null
 // where nothing was asked.
 func (f Filter) args() pgx.NamedArgs {
-	args := pgx.NamedArgs{"id": nil, "domain": nil, "path": nil, "site": nil, "tenant": nil, "campaign": nil}
+	args := pgx.NamedArgs{"id": nil, "older": nil, "everything": f.Everything}
 	if !f.ID.IsZero() {
 		args["id"] = f.ID
 	}
-	for name, value := range map[string]string{"domain": f.Domain, "path": f.ReversePath, "site": f.Site, "tenant": f.Tenant, "campaign": f.Campaign} {
+	if f.OlderThan > 0 {
+		args["older"] = f.OlderThan
+	}
+	for name, value := range map[string]string{
+		"domain": f.Domain, "from": f.ReversePath, "to": f.ForwardPath, "site": f.Site, "tenant": f.Tenant, "campaign": f.Campaign, "reply": f.LastReply,
+	} {
+		args[name] = nil
 		if value != "" {
 			args[name] = value
 		}
+	}
+	if f.NullReversePath {
+		args["from"] = ""
 	}
 	return args
 }
@@ -54,26 +70,33 @@ type QueueRow struct {
 	NextAttemptAt time.Time // zero unless it waits
 	ExpiresAt     time.Time
 	LastStatus    string // of the last attempt; "" before the first
-	LastReply     string
+	LastReply     string // with its code
 	LastHost      string
+	Suspended     string // by whom, until when and why it is kept waiting; "" if it is not
 }
 
-// Queue returns up to limit recipients of the queue, oldest first.
+// Queue returns up to limit recipients of the queue, oldest first; all of
+// them if limit is 0.
 func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, error) {
 	const q = `
 		SELECT queue_id, recipient_no, state::text, place, reverse_path, forward_path, coalesce(site, ''), tries,
-		       accepted_at, next_attempt_at, expires_at, coalesce(last_status, ''), coalesce(last_reply, ''), coalesce(last_host, ''), campaign
+		       accepted_at, next_attempt_at, expires_at, coalesce(last_status, ''), coalesce(last_reply, ''), coalesce(last_host, ''), campaign,
+		       coalesce(suspended, '')
 		FROM queue
 		WHERE (@id::uuid IS NULL OR queue_id = @id)
 		  AND (@domain::text IS NULL OR domain = lower(@domain))
-		  AND (@path::text IS NULL OR reverse_path = @path)
+		  AND (@from::text IS NULL OR lower(reverse_path) LIKE pattern_of(@from))
+		  AND (@to::text IS NULL OR lower(forward_path) LIKE pattern_of(@to))
 		  AND (@site::text IS NULL OR site = @site)
 		  AND (@tenant::text IS NULL OR tenant = @tenant)
 		  AND (@campaign::text IS NULL OR campaign = @campaign)
+		  AND (@older::interval IS NULL OR accepted_at < now() - @older)
+		  AND (@reply::text IS NULL OR strpos(lower(last_reply), lower(@reply)) > 0)
+		  AND (@place::text = '' OR place = @place)
 		ORDER BY queue_id, recipient_no
-		LIMIT @limit`
+		LIMIT nullif(@limit, 0)`
 	args := f.args()
-	args["limit"] = limit
+	args["limit"], args["place"] = limit, f.Place
 	rows, err := s.plain.Query(ctx, q, args)
 	if err != nil {
 		return nil, fmt.Errorf("queue: %w", err)
@@ -81,7 +104,7 @@ func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, err
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r QueueRow, err error) {
 		var next *time.Time
 		err = row.Scan(&r.ID, &r.RecipientNo, &r.State, &r.Place, &r.ReversePath, &r.ForwardPath, &r.Site, &r.Tries,
-			&r.AcceptedAt, &next, &r.ExpiresAt, &r.LastStatus, &r.LastReply, &r.LastHost, &r.Campaign)
+			&r.AcceptedAt, &next, &r.ExpiresAt, &r.LastStatus, &r.LastReply, &r.LastHost, &r.Campaign, &r.Suspended)
 		if next != nil {
 			r.NextAttemptAt = *next
 		}

@@ -81,6 +81,15 @@ func TestQueueFilters(t *testing.T) {
 		"site":            {store.Filter{Site: "nowhere"}, 10, 0},
 		"both must match": {store.Filter{ID: two.ID, Domain: "example.org"}, 10, 0},
 		"reverse-path":    {store.Filter{ReversePath: "sender@example.com"}, 10, 3},
+		"another case":    {store.Filter{ReversePath: "Sender@EXAMPLE.com"}, 10, 3},
+		"any text":        {store.Filter{ReversePath: "s*@example.*"}, 10, 3},
+		"no other signs":  {store.Filter{ReversePath: "s_nder@example%"}, 10, 0},
+		"forward-path":    {store.Filter{ForwardPath: "X@*"}, 10, 1},
+		"reports":         {store.Filter{NullReversePath: true}, 10, 0},
+		"young":           {store.Filter{OlderThan: time.Hour}, 10, 0},
+		"never tried":     {store.Filter{LastReply: "4"}, 10, 0},
+		"place":           {store.Filter{Place: "held"}, 10, 0},
+		"no limit":        {store.Filter{}, 0, 3},
 	} {
 		rows, err := f.Queue(t.Context(), tc.filter, tc.limit)
 		if err != nil {
@@ -148,6 +157,16 @@ func TestOperate(t *testing.T) {
 	}
 	if _, err := f.Operate(t.Context(), store.Cancel, store.Filter{}, "because"); err == nil {
 		t.Error("an empty filter cancels the whole queue")
+	}
+	f.accept(t, submission(2))
+	if got, err := f.WouldOperate(t.Context(), store.Hold, store.Filter{Everything: true}); err != nil || got != 2 {
+		t.Errorf("hold of everything, tried only: %d, %v, want 2", got, err)
+	}
+	if held := one[int64](t, f, "SELECT count(*) FROM recipients WHERE state = 'held'"); held != 0 {
+		t.Errorf("%d recipients are held after a dry run", held)
+	}
+	if got, err := f.Operate(t.Context(), store.Hold, store.Filter{Everything: true}, ""); err != nil || got != 2 {
+		t.Errorf("hold of everything: %d, %v, want 2", got, err)
 	}
 	f.balanced(t)
 }

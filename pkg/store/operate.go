@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/postrider/postrider/pkg/mail"
 )
 
@@ -21,28 +23,58 @@ const (
 	Cancel  Operation = "cancel"  // final; nobody is told
 )
 
+// chosen are the arguments of Filter.args in the order of the functions.
+const chosen = `@id, @domain, @from, @site, @tenant, @campaign, @to, @older, @reply, @everything`
+
 // operations are the statements of the operations.
 var operations = map[Operation]string{
-	Hold:    `SELECT hold(@id, @domain, @path, @site, @tenant, @campaign)`,
-	Release: `SELECT release(@id, @domain, @path, @site, @tenant, @campaign)`,
-	Retry:   `SELECT retry_now(@id, @domain, @path, @site, @tenant, @campaign)`,
-	Fail:    `SELECT fail(@reason, @id, @domain, @path, @site, @tenant, @campaign)`,
-	Cancel:  `SELECT cancel(@reason, @id, @domain, @path, @site, @tenant, @campaign)`,
+	Hold:    `SELECT hold(` + chosen + `)`,
+	Release: `SELECT release(` + chosen + `)`,
+	Retry:   `SELECT retry_now(` + chosen + `)`,
+	Fail:    `SELECT fail(@reason, ` + chosen + `)`,
+	Cancel:  `SELECT cancel(@reason, ` + chosen + `)`,
 }
 
 // Operate does op to every recipient that the filter chooses and that is in
 // no transaction with a remote host. It returns how many changed. Errors: an
 // empty filter, for that is the whole queue. reason is of Fail and Cancel.
 func (s *Store) Operate(ctx context.Context, op Operation, f Filter, reason string) (changed int64, err error) {
+	return changed, s.operate(ctx, op, f, reason, &changed, nil)
+}
+
+// errDryRun takes back what was only tried.
+var errDryRun = errors.New("dry run")
+
+// WouldOperate returns how many recipients Operate would change now. It does
+// so, counts, and takes it back: no transaction with one of them begins
+// meanwhile.
+func (s *Store) WouldOperate(ctx context.Context, op Operation, f Filter) (changed int64, err error) {
+	if err := s.operate(ctx, op, f, "", &changed, errDryRun); !errors.Is(err, errDryRun) {
+		return 0, err
+	}
+	return changed, nil
+}
+
+// operate returns then from inside the transaction: an error takes all back.
+func (s *Store) operate(ctx context.Context, op Operation, f Filter, reason string, changed *int64, then error) error {
 	if f == (Filter{}) {
-		return 0, errors.New("choose recipients by at least one of queue id, domain, reverse-path, site, tenant, campaign")
+		return errors.New("choose recipients by at least one of queue id, domain, reverse-path, forward-path, site, tenant, campaign, age, last reply; or say that all are meant")
+	}
+	if f.Place != "" {
+		return errors.New("recipients change their place by themselves: it is no way to choose them")
 	}
 	args := f.args()
 	args["reason"] = reason
-	if err := s.plain.QueryRow(ctx, operations[op], args).Scan(&changed); err != nil {
-		return 0, fmt.Errorf("%s: %w", op, err)
+	err := pgx.BeginFunc(ctx, s.plain, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, operations[op], args).Scan(changed); err != nil {
+			return err
+		}
+		return then
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
 	}
-	return changed, nil
+	return nil
 }
 
 // SuspendSite stops transactions with a site for a while and returns how many

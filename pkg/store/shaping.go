@@ -115,6 +115,10 @@ const maxMeasures = 10_000
 func (s *Store) Measures(ctx context.Context) (mail.Measures, error) {
 	const q = `SELECT id, kind, site, source, tenant, campaign, domain, key, value, until, reason, ordered_by, created_at
 FROM measures WHERE cancelled_at IS NULL AND until > now() ORDER BY id LIMIT $1`
+	return s.measures(ctx, q)
+}
+
+func (s *Store) measures(ctx context.Context, q string) (mail.Measures, error) {
 	rows, err := s.plain.Query(ctx, q, maxMeasures)
 	if err != nil {
 		return nil, fmt.Errorf("measures: %w", err)
@@ -124,6 +128,14 @@ FROM measures WHERE cancelled_at IS NULL AND until > now() ORDER BY id LIMIT $1`
 		return nil, fmt.Errorf("measures: %w", err)
 	}
 	return all, nil
+}
+
+// Suspensions returns the measures that hold now, and the sites that are
+// suspended by name, which have no id.
+func (s *Store) Suspensions(ctx context.Context) ([]mail.Measure, error) {
+	const q = `SELECT coalesce(id, 0), kind, site, source, tenant, campaign, domain, key, value, until, reason, ordered_by, coalesce(created_at, 'epoch')
+FROM suspensions ORDER BY id NULLS LAST, site LIMIT $1`
+	return s.measures(ctx, q)
 }
 
 // Order begins measures, or prolongs those that cover the same mail. Until is

@@ -272,7 +272,7 @@ func (w *worker) listenEgress(ctx context.Context) (err error) {
 		return nil
 	}
 	if w.egressOn, err = (&net.ListenConfig{}).Listen(ctx, "tcp", w.config.EgressListen); err != nil {
-		return errors.Join(errEgressListener, err)
+		return errors.Join(errEgressListener, fmt.Errorf("POSTRIDER_EGRESS_LISTEN: %w", err))
 	}
 	return nil
 }

@@ -3,7 +3,7 @@ package ingress
 import (
 	"context"
 	"crypto/tls"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -19,19 +19,19 @@ import (
 // openHTTP opens the addresses for HTTP clients.
 func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
 	for _, web := range []struct {
-		address string
-		tls     bool
-	}{{cfg.Listen, false}, {cfg.ListenTLS, true}} {
+		variable, address string
+		tls               bool
+	}{{"POSTRIDER_HTTP_LISTEN", cfg.Listen, false}, {"POSTRIDER_HTTPS_LISTEN", cfg.ListenTLS, true}} {
 		if web.address == "" {
 			continue
 		}
 		if web.tls && l.certs == nil {
-			return errors.New("POSTRIDER_HTTPS_LISTEN wants TLS, and there is no certificate")
+			return fmt.Errorf("%s wants TLS, and there is no certificate", web.variable)
 		}
 		var lc net.ListenConfig
 		listener, err := lc.Listen(ctx, "tcp", web.address)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", web.variable, err)
 		}
 		listener = cfg.Limit(listener)
 		if web.tls {

@@ -62,12 +62,12 @@ func Listen(ctx context.Context, cfg Config) (*Listeners, error) {
 		return nil, fmt.Errorf("ingress: %w", err)
 	}
 	l := &Listeners{certs: holder}
-	err = l.open(ctx, cfg.Listen, smtpd.Door{})
+	err = l.open(ctx, "POSTRIDER_SMTP_LISTEN", cfg.Listen, smtpd.Door{})
 	if err == nil && (holder != nil || cfg.SMTP.PlaintextAuth) {
-		err = l.open(ctx, cfg.Submission, smtpd.Door{Submission: true})
+		err = l.open(ctx, "POSTRIDER_SUBMISSION_LISTEN", cfg.Submission, smtpd.Door{Submission: true})
 	}
 	if err == nil && holder != nil {
-		err = l.open(ctx, cfg.Submissions, smtpd.Door{Submission: true, ImplicitTLS: true})
+		err = l.open(ctx, "POSTRIDER_SUBMISSIONS_LISTEN", cfg.Submissions, smtpd.Door{Submission: true, ImplicitTLS: true})
 	}
 	for i := range cfg.Listeners.all {
 		if err == nil {
@@ -83,13 +83,13 @@ func Listen(ctx context.Context, cfg Config) (*Listeners, error) {
 	return l, nil
 }
 
-// open opens a door at each address.
-func (l *Listeners) open(ctx context.Context, addresses []string, door smtpd.Door) error {
+// open opens a door at each address that a variable names.
+func (l *Listeners) open(ctx context.Context, variable string, addresses []string, door smtpd.Door) error {
 	var lc net.ListenConfig
 	for _, address := range addresses {
 		var err error
 		if door.Listener, err = lc.Listen(ctx, "tcp", address); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", variable, err)
 		}
 		l.doors = append(l.doors, door)
 	}
@@ -105,7 +105,7 @@ func (l *Listeners) openOwn(ctx context.Context, own *listener, cfg Config) erro
 	if l.certs == nil && (door.ImplicitTLS || door.NeedTLS) {
 		return fmt.Errorf("listener %s wants TLS, and there is no certificate", own.address)
 	}
-	return l.open(ctx, []string{own.address}, door)
+	return l.open(ctx, "POSTRIDER_SMTP_LISTENERS", []string{own.address}, door)
 }
 
 // Close closes all addresses. Run does so by itself.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -59,9 +60,14 @@ The commands find the queue by POSTRIDER_POSTGRES_URL, or else the one of the
 // group makes a command that only has others below it.
 func group(c *cobra.Command, below ...*cobra.Command) *cobra.Command {
 	c.AddCommand(below...)
+	c.SuggestionsMinimumDistance = 2
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usageError{fmt.Errorf("unknown command %q; see %s --help", args[0], c.CommandPath())}
+			meant := ""
+			if like := c.SuggestionsFor(args[0]); len(like) > 0 {
+				meant = ", did you mean " + strings.Join(like, " or ") + "?"
+			}
+			return usageError{fmt.Errorf("unknown command %q%s; see %s --help", args[0], meant, c.CommandPath())}
 		}
 		return nil
 	}
@@ -73,7 +79,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), "postrider", boot.BuildVersion())
 			return err
@@ -85,7 +91,7 @@ func migrateCommand() *cobra.Command {
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Apply the migrations that are missing, one process at a time",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			url, err := queueURL()
 			if err != nil {
@@ -100,7 +106,7 @@ func migrateCommand() *cobra.Command {
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "List the migrations and when each was applied",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			url, err := queueURL()
 			if err != nil {

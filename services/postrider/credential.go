@@ -196,7 +196,7 @@ func credentialListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the credentials, without their secrets",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				credentials, err := db.Credentials(c.Context(), tenant)

@@ -83,7 +83,7 @@ of this machine and a NATS inside the process, unless POSTRIDER_POSTGRES_URL
 and POSTRIDER_NATS_URL name others, and a demo destination that takes mail for
 demo.test. The queue is in POSTRIDER_DATA_DIR (./.postrider) and is there again
 at the next start. Configuration: docs/configuration.md.`,
-		Args: cobra.NoArgs,
+		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return boot.Run("postrider", func(ctx context.Context, p *boot.Process) error {
 				return runDev(ctx, p, c.OutOrStdout())
@@ -157,7 +157,12 @@ func (d *dev) surround(ctx context.Context) error {
 	if err := boot.Load(defaults, &d.cfg); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// Who is not its user may enter it, for Postgres must when it is started by
+	// root, but sees nothing of what is in it.
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
 		return err
 	}
 	if given.Where.PostgresURL == "" {
@@ -199,7 +204,7 @@ func (d *dev) logTo(name string) error {
 	if err := os.Rename(name, name+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	f, err := os.Create(name)
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -286,6 +286,28 @@ func TestDevWalk(t *testing.T) {
 		}
 	})
 
+	t.Run("nobody else reads what is in the data directory", func(t *testing.T) {
+		for name, want := range map[string]os.FileMode{".": 0o711, logName: 0o600, spansName: 0o600, arrivalsName: 0o700, "dev.json": 0o600} {
+			info, err := os.Stat(filepath.Join(p.dir, "data", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := info.Mode().Perm(); got != want {
+				t.Errorf("%s: %o, want %o", name, got, want)
+			}
+		}
+	})
+
+	t.Run("an address in use names its variable", func(t *testing.T) {
+		other := newProgram(t)
+		cmd := other.command("dev")
+		cmd.Env = append(cmd.Env, "POSTRIDER_SMTP_LISTEN="+i.SMTP)
+		out, _ := cmd.CombinedOutput() // the exit code is looked at
+		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "POSTRIDER_SMTP_LISTEN: listen tcp "+i.SMTP) {
+			t.Errorf("exit code %d: %s", cmd.ProcessState.ExitCode(), out)
+		}
+	})
+
 	held, waiting := p.send(i, "x@dead.test"), p.send(i, "y@dead.test")
 	p.eventually("the first attempt fails", func() bool { return len(p.story(waiting).Attempts) > 0 })
 	p.eventually("hold", func() bool { return strings.HasPrefix(p.must("hold", held), "1 ") })
@@ -302,6 +324,28 @@ func TestDevWalk(t *testing.T) {
 		t.Errorf("site list:\n%s", out)
 	}
 	p.must("site", "suspend", "127.0.0.1:9", "--for", "1h", "--reason", "test")
+	if out := p.must("suspension", "list"); !strings.Contains(out, "site 127.0.0.1:9") {
+		t.Errorf("suspension list:\n%s", out)
+	}
+	if out := p.must("queue", "--domain", "dead.test"); !strings.Contains(out, "site suspended until") || !strings.Contains(out, "by suspend_site: test") {
+		t.Errorf("queue of a suspended site:\n%s", out)
+	}
+	for _, tc := range []struct{ args, want string }{
+		{"queue --from YOU@demo.test --to *@DEAD.test -n 1", "there are more: -n"},
+		{"queue --from <>", "nothing that is queued matches"},
+		{"queue --older-than 1d", "nothing that is queued matches"},
+		{"queue --reply refused --place held", held},
+		{"hold --all --dry-run", "1 recipients would be held"},
+		{"hold --from you@DEMO.test --to Y@*", "1 recipients held"},
+		{"release --to y@dead.test", "1 recipients released"},
+	} {
+		if out := p.must(strings.Fields(tc.args)...); !strings.Contains(out, tc.want) {
+			t.Errorf("%s: %s, want %q", tc.args, out, tc.want)
+		}
+	}
+	if out, err := p.run("cancel", "--from", "yuo@demo.test", "--domain", "dead.test"); err == nil || !strings.Contains(out, "nothing that is queued matches --from yuo@demo.test") {
+		t.Errorf("cancel of what is not there: %v, %s", err, out)
+	}
 	p.must("site", "resume", "127.0.0.1:9")
 	// The demo destination takes over: held mail stays, the other leaves.
 	var demo string
@@ -351,7 +395,16 @@ func TestWrongCommandLines(t *testing.T) {
 		{"show x", 2, "queue id"},
 		{"queue --no-such-flag", 2, "--help"},
 		{"queue", 1, "make run"},
+		{"queue extra", 2, "no arguments"},
+		{"version extra", 2, "no arguments"},
+		{"cancel a b", 2, "QUEUE-ID and no more"},
+		{"cancel", 2, "--all"},
+		{"hold --older-than soon", 2, "--older-than"},
+		{"pool set", 2, "NAME SOURCE"},
+		{"route set", 2, "DOMAIN"},
 		{"no-such-command", 2, "unknown command"},
+		{"queu", 2, "did you mean queue?"},
+		{"route lst", 2, "did you mean set or list?"},
 		{"site nonsense", 2, "unknown command"},
 		{"route set example.com nonsense:x", 2, "HOST:PORT"},
 	} {

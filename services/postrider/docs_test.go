@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -111,3 +112,26 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 		}
 	}
 }
+
+// TestDocumentsNameRealVariables: what a document tells to set is read by some
+// process.
+func TestDocumentsNameRealVariables(t *testing.T) {
+	known := strings.Fields(read(t, filepath.Join("..", "..", "pkg", "boot", "variables.txt")))
+	files, err := filepath.Glob(filepath.Join("..", "..", "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(files, documents[0]) {
+		for _, v := range regexp.MustCompile(`POSTRIDER_[A-Z0-9_]+`).FindAllString(read(t, name), -1) {
+			if strings.HasSuffix(v, "_") {
+				continue // the beginning of several
+			}
+			if base := strings.TrimSuffix(v, "_FILE"); !slices.Contains(known, v) && !slices.Contains(known, base) && !testVariable.MatchString(v) {
+				t.Errorf("%s names %s, which nothing reads", name, v)
+			}
+		}
+	}
+}
+
+// testVariable are variables of the tests, not of the product.
+var testVariable = regexp.MustCompile(`^POSTRIDER_(TEST|CHAOS|RATES|ISOLATION|LOAD)_`)

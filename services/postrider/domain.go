@@ -54,7 +54,7 @@ example.com itself.`,
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "List the domains",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				domains, err := db.Domains(c.Context(), ofTenant)

@@ -39,7 +39,7 @@ func poolSetCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "set NAME SOURCE[=WEIGHT]...",
 		Short: "Make a pool of sources, in place of those that it had",
-		Args:  cobra.MinimumNArgs(2),
+		Args:  atLeast("NAME", "SOURCE[=WEIGHT]..."),
 		RunE: func(c *cobra.Command, args []string) error {
 			members, err := parseMembers(args[0], args[1:])
 			if err != nil {
@@ -81,7 +81,7 @@ func poolListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the pools, their sources with weights, and the tenants that use them",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				all, err := db.Sources(c.Context())

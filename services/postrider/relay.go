@@ -70,7 +70,7 @@ func relayCredentialCommand() *cobra.Command {
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "Print the credentials, without their passwords",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				found, err := db.RelayCredentials(c.Context())

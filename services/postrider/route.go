@@ -126,7 +126,7 @@ func routeListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "Print the routing table",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				rules, err := db.Routing(c.Context())
@@ -226,7 +226,7 @@ func routeSetCommand() *cobra.Command {
 behind "*": a.example.net*3+b.example.net. smtps:// before the first host is TLS
 from the start (port 465), lmtp:// is LMTP (port 24). Without hosts MX records
 show the way, and the rule says the rest.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast("DOMAIN"),
 		RunE: func(c *cobra.Command, args []string) error {
 			rule, err := f.made(args)
 			if err != nil {

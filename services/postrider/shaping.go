@@ -332,7 +332,7 @@ func shapingShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show [VERSION]",
 		Short: "Print the text of a version; of the one that counts by default",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  atMost("VERSION"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				v, err := versionOf(c.Context(), db, args)
@@ -421,7 +421,7 @@ func shapingHistoryCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "history",
 		Short: "List the versions, newest first: the first one counts",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				all, err := db.ShapingHistory(c.Context(), limit)
@@ -451,7 +451,7 @@ func shapingRollbackCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rollback [VERSION]",
 		Short: "Apply an earlier version again; the one before the last by default",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  atMost("VERSION"),
 		RunE: func(c *cobra.Command, args []string) error {
 			var v store.ShapingVersion
 			err := withStore(c.Context(), func(db *store.Store) error {

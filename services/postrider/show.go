@@ -115,6 +115,7 @@ func lineOf(s store.Story) storyLine {
 		QueueID: m.ID.String(), ReversePath: m.Envelope.ReversePath.String(), MessageID: s.HeaderID,
 		Tenant: m.Tenant, Campaign: m.Campaign, RequireTLS: m.Envelope.RequireTLS, TLSOptional: m.TLSOptional,
 		Hello: s.Client.Hello, Protocol: s.Client.Protocol, SizeBytes: m.SizeBytes, AcceptedAt: moment(m.AcceptedAt),
+		Recipients: []recipientLine{}, Attempts: []attemptLine{}, // [] in JSON, never null
 	}
 	if parts := strings.Split(m.Traceparent, "-"); len(parts) > 1 {
 		line.TraceID = parts[1]
@@ -270,7 +271,10 @@ func (p *story) standing(r recipientLine) string {
 }
 
 func (p *story) attempt(a attemptLine) {
-	text := fmt.Sprintf("attempt %d, to %s: %s", a.Attempt, numbers(a.Recipients), a.Action)
+	text := fmt.Sprintf("to %s: %s", numbers(a.Recipients), a.Action)
+	if a.Attempt > 0 { // else it never came to a worker
+		text = fmt.Sprintf("attempt %d, ", a.Attempt) + text
+	}
 	if a.Untried {
 		text += " without a try"
 	}

@@ -15,7 +15,7 @@ import (
 
 // measureLine is a measure in JSON.
 type measureLine struct {
-	ID       int64      `json:"id"`
+	ID       int64      `json:"id,omitempty"` // none: site resume ends it
 	Kind     string     `json:"kind"`
 	Site     string     `json:"site,omitempty"`
 	Source   string     `json:"source,omitempty"`
@@ -40,7 +40,10 @@ processes know within two seconds.
 
   postrider suspension add --site mx.example.com --source new-1 --for 2h --reason "blocked"
   postrider suspension add --tenant acme --for 1d --reason "complaints"
-  postrider suspension cancel 17`,
+  postrider suspension cancel 17
+
+Sites that were suspended by "postrider site suspend" have no ID here; they go
+on by "postrider site resume".`,
 	}, suspensionListCommand(), suspensionAddCommand(), suspensionCancelCommand())
 }
 
@@ -49,10 +52,10 @@ func suspensionListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List what holds now",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
-				all, err := db.Measures(c.Context())
+				all, err := db.Suspensions(c.Context())
 				if err != nil {
 					return err
 				}
@@ -66,7 +69,11 @@ func suspensionListCommand() *cobra.Command {
 					for i := range all {
 						m := &all[i]
 						kind := strings.TrimSpace(string(m.Kind) + " " + m.Key + " " + m.Value)
-						t.row(fmt.Sprint(m.ID), clean(kind), clean(covered(m)), span(time.Until(m.Until)), clean(m.By), clean(m.Reason))
+						id := fmt.Sprint(m.ID)
+						if m.ID == 0 {
+							id = "-" // postrider site resume ends it
+						}
+						t.row(id, clean(kind), clean(covered(m)), span(time.Until(m.Until)), clean(m.By), clean(m.Reason))
 					}
 					return t.flush()
 				})
@@ -96,7 +103,7 @@ func suspensionAddCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add",
 		Short: "Keep some mail waiting for a while",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			m.Kind, m.Site, m.By, m.Until = mail.MeasureSuspend, mail.Site(site), operator(), time.Now().Add(wait)
 			if bounce {

@@ -104,7 +104,7 @@ func tenantListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the tenants, their limits, and what they sent today (UTC)",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				tenants, err := db.Tenants(c.Context())

@@ -36,7 +36,7 @@ func tlsBrokenCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "broken",
 		Short: "List the addresses whose TLS was seen to be broken",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				all, err := db.BrokenTLS(c.Context())
@@ -107,7 +107,7 @@ func tlsPoliciesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policies",
 		Short: "List the MTA-STS policies that are kept",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				all, err := db.STSPolicies(c.Context(), limit)
@@ -150,7 +150,7 @@ func tlsReportsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "reports",
 		Short: "List the reports on TLS (RFC 8460) of the last week",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
 				all, err := db.TLSReports(c.Context(), limit)
@@ -189,7 +189,7 @@ func tlsRecordCommand() *cobra.Command {
 		Short: "Print the DNS record that receivers verify reports by mail with",
 		Long: `Prints the TXT record for POSTRIDER_TLSRPT_DKIM_KEY, as a line of a zone file.
 It reads the same variables as the bounce service.`,
-		Args: cobra.NoArgs,
+		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var cfg bounce.TLSReportConfig
 			if err := boot.Load(nil, &cfg); err != nil {

@@ -8,6 +8,7 @@ package sink
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ const (
 
 // Arrival is a message that the sink took.
 type Arrival struct {
-	QueueID     string // of our own Received field; "" if there is none
+	QueueID     string // that postrider gave it; "" if there is none
 	ReversePath mail.ReversePath
 	ForwardPath []mail.ForwardPath
 	SizeBytes   int64
@@ -55,7 +56,7 @@ type Sink struct {
 // Listen opens the sink at an address. It stores messages in dir, made if
 // missing, and calls arrived for each, from several goroutines at once.
 func Listen(address, dir string, arrived func(Arrival)) (*Sink, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", address)
@@ -297,17 +298,32 @@ func (s *Sink) store(from mail.ReversePath, to []mail.ForwardPath, content io.Re
 	if err == nil && a.SizeBytes > maxSizeBytes {
 		err = errTooLarge
 	}
-	if m := ownReceived.FindSubmatch(begin.text); m != nil {
-		a.QueueID = string(m[1])
-	}
+	a.QueueID = queueID(begin.text)
 	return a, err
 }
 
 // outside are the characters that a file name does not get.
 var outside = regexp.MustCompile(`[^A-Za-z0-9@._-]+`)
 
-// ownReceived finds the queue id in the Received field on top.
-var ownReceived = regexp.MustCompile(`\bid ([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})\b`)
+// queueID returns the id that postrider gave a message, by how it begins: it
+// is in the Received field on top, or, when postrider wrote the message itself
+// (a DSN), in its Message-ID. What the body quotes does not count.
+func queueID(begin []byte) string {
+	header, _, _ := bytes.Cut(begin, []byte("\r\n\r\n"))
+	for _, field := range []*regexp.Regexp{receivedID, messageID} {
+		if m := field.FindSubmatch(header); m != nil {
+			return string(m[1])
+		}
+	}
+	return ""
+}
+
+const uuid7 = `([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})`
+
+var (
+	receivedID = regexp.MustCompile(`\bid ` + uuid7 + `\b`)
+	messageID  = regexp.MustCompile(`(?mi)^Message-ID: <` + uuid7 + `@`)
+)
 
 // keep remembers the first 2 KiB written to it.
 type keep struct{ text []byte }

@@ -168,3 +168,16 @@ func TestEHLOOffersWhatItKeeps(t *testing.T) {
 		t.Errorf("EHLO has no %s", strings.Join(missing, ", "))
 	}
 }
+
+func TestArrivalHasTheQueueIDOfTheMessage(t *testing.T) {
+	const own, other = "01a20178-6513-7000-b5c7-764a9352dc6b", "01a20178-6513-7000-b5c7-000000000000"
+	for name, tc := range map[string]struct{ header, want string }{
+		"relayed": {"Received: from x by y with ESMTP id " + own + ";\r\n\tnow\r\nMessage-ID: <" + other + "@x>\r\n", own},
+		"a DSN":   {"From: MAILER-DAEMON\r\nMessage-ID: <" + own + "@y>\r\n", own},
+		"neither": {"Subject: x\r\n", ""},
+	} {
+		if got := queueID([]byte(tc.header + "\r\nReceived: from x by y id " + other + "\r\nMessage-ID: <" + other + "@z>\r\n")); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
