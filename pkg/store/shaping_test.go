@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,5 +108,42 @@ func TestMeasures(t *testing.T) {
 	}
 	if all, err = f.Measures(t.Context()); err != nil || len(all) != 2 {
 		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+// TestSuspensionsAreAll: what operators look at has the sites that were
+// suspended by name too, and each recipient that waits for one says so.
+func TestSuspensionsAreAll(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	sub.Tenant = "acme"
+	f.accept(t, sub)
+	f.exec(t, "UPDATE recipients SET site = 'mx.test'")
+	suspended := func() string {
+		rows, err := f.Queue(t.Context(), store.Filter{}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows[0].Suspended
+	}
+	if got := suspended(); got != "" {
+		t.Errorf("nothing is suspended: %q", got)
+	}
+	if _, err := f.SuspendSite(t.Context(), "mx.test", time.Hour, "moves"); err != nil {
+		t.Fatal(err)
+	}
+	if got := suspended(); !strings.HasPrefix(got, "site suspended until ") || !strings.HasSuffix(got, " by suspend_site: moves") {
+		t.Errorf("site: %q", got)
+	}
+	m := mail.Measure{Kind: mail.MeasureSuspend, Tenant: "acme", Until: time.Now().Add(2 * time.Hour), By: "ann", Reason: "complaints"}
+	if err := f.Order(t.Context(), []mail.Measure{m}); err != nil {
+		t.Fatal(err)
+	}
+	if got := suspended(); !strings.HasPrefix(got, "tenant acme suspended until ") || !strings.HasSuffix(got, " by ann: complaints") {
+		t.Errorf("tenant: %q", got)
+	}
+	all, err := f.Suspensions(t.Context())
+	if err != nil || len(all) != 2 || all[0].Tenant != "acme" || all[0].ID == 0 || all[1].Site != "mx.test" || all[1].ID != 0 {
+		t.Errorf("suspensions %+v, %v", all, err)
 	}
 }
