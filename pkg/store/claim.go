@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postrider/postrider/pkg/mail"
 )
@@ -95,7 +97,8 @@ func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs
 		}
 	}
 	read := newContentBatch()
-	won, err := s.fenced(ctx, reqs, fencedStatement{"claim", claimRows, 6, func(x *exchange, rows []fencedRow) {
+	defer s.held.begin()()
+	won, err := s.fenced(ctx, s.relaxed, reqs, fencedStatement{"claim", claimRows, 6, func(x *exchange, rows []fencedRow) {
 		x.fences(&worker, rows)
 		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
 		x.array(pgtype.BoolOID, len(rows), func(i int) { x.bool(atOnce[rows[i].req]) })
@@ -104,6 +107,7 @@ func (s *Store) ClaimAndDispatch(ctx context.Context, worker mail.WorkerID, reqs
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	keep(reqs, won, 1)
+	s.held.add(worker, reqs)
 	contents := make([]Content, len(reqs))
 	for i, req := range reqs {
 		if now[i] {
@@ -187,7 +191,7 @@ func (x *exchange) fences(worker *mail.WorkerID, rows []fencedRow) {
 // fenced runs one statement per leaf over the recipients of the requests, and
 // what more adds, in one round trip. It returns the recipients that the
 // statement returned.
-func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st fencedStatement, more func(*exchange)) (map[fence]bool, error) {
+func (s *Store) fenced(ctx context.Context, pool *pgxpool.Pool, reqs []*mail.DeliveryRequest, st fencedStatement, more func(*exchange)) (map[fence]bool, error) {
 	rows := rowsOf(reqs)
 	won := make(map[fence]bool, len(rows))
 	if len(rows) == 0 {
@@ -203,7 +207,7 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st fen
 		x.call(hotStatement{st.name + "_" + b.leaf, fmt.Sprintf(st.sql, b.leaf), wins}, st.params, func() { st.bind(x, b.items) })
 	}
 	more(x)
-	err := x.run(ctx, s.relaxed)
+	err := x.run(ctx, pool)
 	if hasCode(err, undefinedTable) {
 		// A partition was dropped. If it is that of the recipients all of them
 		// are final, and nothing is left to win. It may be that of another
@@ -211,17 +215,17 @@ func (s *Store) fenced(ctx context.Context, reqs []*mail.DeliveryRequest, st fen
 		if len(reqs) == 1 && len(x.statements) == 1 {
 			return won, nil
 		}
-		return s.fencedEach(ctx, reqs, st)
+		return s.fencedEach(ctx, pool, reqs, st)
 	}
 	return won, err
 }
 
 // fencedEach runs the requests one by one and reads no contents, so that a
 // dropped partition costs only the requests that name it.
-func (s *Store) fencedEach(ctx context.Context, reqs []*mail.DeliveryRequest, st fencedStatement) (map[fence]bool, error) {
+func (s *Store) fencedEach(ctx context.Context, pool *pgxpool.Pool, reqs []*mail.DeliveryRequest, st fencedStatement) (map[fence]bool, error) {
 	all := map[fence]bool{}
 	for i := range reqs {
-		won, err := s.fenced(ctx, reqs[i:i+1], st, nothing)
+		won, err := s.fenced(ctx, pool, reqs[i:i+1], st, nothing)
 		if err != nil {
 			return nil, err
 		}
@@ -259,11 +263,19 @@ SELECT c.queue_id, c.content FROM contents_kept c WHERE c.queue_id = ANY ($1) AN
 // (held, cancelled, expired, taken back) are dropped from their request.
 func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) ([]Content, error) {
 	read := newContentBatch()
-	won, err := s.fenced(ctx, reqs, fencedStatement{"dispatch", dispatchRows, 4, func(x *exchange, rows []fencedRow) {
+	asked := 0
+	for _, req := range reqs {
+		asked += len(req.Recipients)
+	}
+	won, err := s.fenced(ctx, s.relaxed, reqs, fencedStatement{"dispatch", dispatchRows, 4, func(x *exchange, rows []fencedRow) {
 		x.fences(&worker, rows)
 	}}, read.of(reqs))
 	if err != nil {
 		return nil, fmt.Errorf("dispatch: %w", err)
+	}
+	if len(won) < asked {
+		gone := slices.DeleteFunc(rowsOf(reqs), func(r fencedRow) bool { return won[fence{r.rowKey, r.attempt}] })
+		s.held.drop(worker, len(gone), func(i int) fence { return fence{gone[i].rowKey, gone[i].attempt} })
 	}
 	keep(reqs, won, 0)
 	contents := make([]Content, len(reqs))
@@ -332,13 +344,15 @@ WHERE r.queue_id = t.queue_id AND r.recipient_no = t.recipient_no AND r.attempt 
 RETURNING t.ord`
 
 // GiveBack makes claims that were not tried wait and be due at once, for
-// whoever is home next.
+// whoever is home next. It waits for the disk: if a crash brought the claims
+// back, their worker would live and know nothing of them.
 func (s *Store) GiveBack(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
-	_, err := s.fenced(ctx, reqs, fencedStatement{"give_back", giveBackRows, 4, func(x *exchange, rows []fencedRow) {
+	_, err := s.fenced(ctx, s.durable, reqs, fencedStatement{"give_back", giveBackRows, 4, func(x *exchange, rows []fencedRow) {
 		x.fences(&worker, rows)
 	}}, nothing)
 	if err != nil {
 		return fmt.Errorf("give back: %w", err)
 	}
+	s.held.dropAll(worker, reqs)
 	return nil
 }

@@ -32,17 +32,19 @@ WHERE parked_routes.expires_at <= excluded.expires_at`
 
 // Park lays recipients aside by their site, with their route, until the home
 // of that part of the site pulls them. Worker 0 parks recipients that nobody claimed;
-// another worker parks its own claims. Each request keeps only the
-// recipients that were parked.
+// another worker parks its own claims, and that waits for the disk: if a crash
+// brought the claims back, their worker would live and know nothing of them.
+// Each request keeps only the recipients that were parked.
 func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.DeliveryRequest) error {
 	if err := s.saveRoutes(ctx, reqs); err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
 	var owner *mail.WorkerID
+	pool := s.relaxed
 	if worker != 0 {
-		owner = &worker
+		owner, pool = &worker, s.durable
 	}
-	parked, err := s.fenced(ctx, reqs, fencedStatement{"park", parkRows, 10, func(x *exchange, rows []fencedRow) {
+	parked, err := s.fenced(ctx, pool, reqs, fencedStatement{"park", parkRows, 10, func(x *exchange, rows []fencedRow) {
 		x.fences(owner, rows)
 		x.texts(len(rows), func(i int) string { return string(rows[i].site) })
 		x.array(pgtype.Int2OID, len(rows), func(i int) { x.int2(rows[i].req.Slot()) })
@@ -54,6 +56,7 @@ func (s *Store) Park(ctx context.Context, worker mail.WorkerID, reqs []*mail.Del
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
+	s.held.dropAll(worker, reqs)
 	keep(reqs, parked, 1)
 	return nil
 }

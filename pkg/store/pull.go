@@ -112,6 +112,7 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, of ParkedSite, s
 		pools, tenants, campaigns = append(pools, sh.Pool), append(tenants, sh.Tenant), append(campaigns, sh.Campaign)
 		counts = append(counts, sh.Recipients)
 	}
+	defer s.held.begin()()
 	rows, err := s.relaxed.Query(ctx, pullRows, worker, of.Site, priorities, pools, tenants, campaigns, counts, of.Slot)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", of.Site, err)
@@ -143,5 +144,6 @@ func (s *Store) Pull(ctx context.Context, worker mail.WorkerID, of ParkedSite, s
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", of.Site, err)
 	}
+	s.held.add(worker, reqs)
 	return reqs, nil
 }

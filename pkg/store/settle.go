@@ -66,6 +66,7 @@ func (s *Store) Settle(ctx context.Context, worker mail.WorkerID, settlements []
 	if err := x.run(ctx, s.durable); err != nil {
 		return 0, fmt.Errorf("settle: %w", err)
 	}
+	s.held.drop(worker, len(rows), func(i int) fence { return fence{rows[i].rowKey, rows[i].outcome.Attempt} })
 	if lost = len(rows) - len(won); lost > 0 {
 		if err := s.markTwice(ctx, rows, won); err != nil {
 			return lost, fmt.Errorf("settle: %w", err)

@@ -48,11 +48,12 @@ func (c Config) Validate() error {
 // Store is a connection to the queue. Its methods are safe for concurrent
 // use, and harmless when repeated: each is fenced.
 type Store struct {
-	durable *pgxpool.Pool // accept, settle: COMMIT waits for the disk
-	relaxed *pgxpool.Pool // claim, dispatch, park: losing one only repeats a step
+	durable *pgxpool.Pool // accept, settle, park and return of claims: COMMIT waits for the disk
+	relaxed *pgxpool.Pool // claim, dispatch, park of what nobody claimed: losing one only repeats a step
 	plain   *pgxpool.Pool // everything that is not on the hot path
 	pulse   *pgxpool.Pool // one connection: a renewal waits for nothing else
 	clock   clock
+	held    *held
 }
 
 // Open prepares the pools. It does not wait for Postgres: a service starts,
@@ -73,7 +74,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	// compiler as soon as much mail waits, though it reads a few hundred rows,
 	// and it would be compiled anew each time.
 	interpreted := map[string]string{"jit": "off"}
-	s := &Store{}
+	s := &Store{held: newHeld()}
 	for _, p := range []struct {
 		pool   **pgxpool.Pool
 		conns  int

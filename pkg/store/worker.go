@@ -57,6 +57,11 @@ type Lease struct {
 	Live  []mail.WorkerID // all workers that may be homes, this one too, in order
 	Next  time.Duration   // until one of the others is not, unless it renews; 0 if there is no other
 	Gone  bool            // the worker was declared dead and its claims taken back: it must register anew
+
+	// Session is which session of which start of Postgres answered. When it has
+	// changed, Postgres may have crashed, or another server have taken over, and
+	// what it had said before may be forgotten: see Reconcile.
+	Session string
 }
 
 // Terms are for how long a worker holds what it has without renewal.
@@ -81,15 +86,19 @@ others AS (
 SELECT (SELECT array_agg(slot ORDER BY slot) FROM held),
        (SELECT array_agg(l.worker_id ORDER BY l.worker_id) FROM (SELECT $1::integer AS worker_id UNION ALL SELECT o.worker_id FROM others o) l),
        coalesce((SELECT min(o.home_until) FROM others o) - now(), '0'),
-       NOT EXISTS (SELECT FROM worker)`
+       NOT EXISTS (SELECT FROM worker),
+       pg_postmaster_start_time() || ' ' || pg_backend_pid()`
 
 // Renew extends the leases of a worker, on its claims and on all its slots, in
 // one statement and on a connection that nothing else uses. The leases run on
 // Postgres's clock from the moment of the statement; the worker must count its
 // own time from before it called.
 func (s *Store) Renew(ctx context.Context, worker mail.WorkerID, terms Terms) (l Lease, err error) {
-	if err := s.pulse.QueryRow(ctx, renewLease, worker, terms.Claims, terms.Slots).Scan(&l.Slots, &l.Live, &l.Next, &l.Gone); err != nil {
+	if err := s.pulse.QueryRow(ctx, renewLease, worker, terms.Claims, terms.Slots).Scan(&l.Slots, &l.Live, &l.Next, &l.Gone, &l.Session); err != nil {
 		return Lease{}, fmt.Errorf("renew lease of worker %d: %w", worker, err)
+	}
+	if l.Gone {
+		s.held.end(worker)
 	}
 	return l, nil
 }
@@ -134,14 +143,17 @@ func (s *Store) ReleaseSlots(ctx context.Context, worker mail.WorkerID, slots []
 	return nil
 }
 
-// takeBack makes the claims of a worker wait, due at once. A recipient that
-// was in a transaction may have been relayed: its history says so.
-const takeBack = `WITH mine AS (
-    SELECT r.queue_id, r.recipient_no, r.dispatched
+const allClaims = `SELECT r.queue_id, r.recipient_no, r.dispatched
     FROM recipients r
     WHERE r.worker_id = $1
     ORDER BY r.queue_id, r.recipient_no
-    FOR UPDATE),
+    FOR UPDATE`
+
+// takeBack makes claims of a worker wait, due at once. A recipient that was in
+// a transaction may have been relayed: its history says so, and why, in $2.
+func takeBack(claims string) string {
+	return `WITH mine AS (
+    ` + claims + `),
 freed AS (
     UPDATE recipients r
     SET worker_id = NULL, dispatched = false, rung = false, next_attempt_at = now()
@@ -151,11 +163,12 @@ freed AS (
 logged AS (
     INSERT INTO attempts (queue_id, recipient_nos, attempt, action, phase, status, uncertain, worker_id, started_at, next_attempt_at, site, reply)
     SELECT f.queue_id, array_agg(f.recipient_no ORDER BY f.recipient_no), f.attempt, 'delayed', 'dot', '4.3.0', true, $1, now(), now(),
-           coalesce(f.site, ''), 'the delivery process ended during the transaction'
+           coalesce(f.site, ''), $2
     FROM freed f
     WHERE f.dispatched
     GROUP BY f.queue_id, f.attempt, f.site)
 SELECT count(*), count(*) FILTER (WHERE f.dispatched) FROM freed f`
+}
 
 // EndWorker ends the life of a worker that has drained: frees its slots and
 // gives back whatever it still claims.
@@ -167,6 +180,7 @@ func (s *Store) EndWorker(ctx context.Context, worker mail.WorkerID) error {
 	if err != nil {
 		return fmt.Errorf("end worker %d: %w", worker, err)
 	}
+	s.held.end(worker)
 	return nil
 }
 
@@ -180,7 +194,8 @@ func endWorker(ctx context.Context, tx pgx.Tx, worker mail.WorkerID) (r Reclaime
 	if _, err := tx.Exec(ctx, free, worker); err != nil {
 		return r, err
 	}
-	err = tx.QueryRow(ctx, takeBack, worker).Scan(&r.Recipients, &r.Uncertain)
+	const why = "the delivery process ended during the transaction"
+	err = tx.QueryRow(ctx, takeBack(allClaims), worker, why).Scan(&r.Recipients, &r.Uncertain)
 	return r, err
 }
 
@@ -264,6 +279,30 @@ func workersBy(ctx context.Context, tx pgx.Tx, q string, grace time.Duration) ([
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[mail.WorkerID])
+}
+
+// Horizon is a moment in the order of Postgres's transactions: all that ended
+// before it came before it.
+type Horizon int64
+
+// Horizon returns that of now.
+func (s *Store) Horizon(ctx context.Context) (h Horizon, err error) {
+	const q = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
+	if err := s.plain.QueryRow(ctx, q).Scan(&h); err != nil {
+		return 0, fmt.Errorf("horizon: %w", err)
+	}
+	return h, nil
+}
+
+// Overdue counts the recipients that have been in a transaction since before a
+// horizon, which must be no older than 2^31 transactions. It reads the claimed
+// recipients.
+func (s *Store) Overdue(ctx context.Context, since Horizon) (n int64, err error) {
+	const q = `SELECT count(*) FROM recipients WHERE worker_id IS NOT NULL AND dispatched AND age(xmin) > age($1::text::xid8::xid)`
+	if err := s.plain.QueryRow(ctx, q, fmt.Sprint(since)).Scan(&n); err != nil {
+		return 0, fmt.Errorf("overdue: %w", err)
+	}
+	return n, nil
 }
 
 // SiteState is what a home saves of a site, or of the part of it that lives in

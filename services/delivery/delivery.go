@@ -68,6 +68,8 @@ type worker struct {
 	pulls     chan *site
 	lookNow   chan struct{} // holds at most one signal
 
+	reconcileNow chan struct{} // holds at most one signal
+
 	sessions    errgroup.Group // one per connection
 	helpers     errgroup.Group // drains of dead workers
 	connections *semaphore.Weighted
@@ -121,7 +123,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	for ctx.Err() == nil {
 		w := &worker{
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
-			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), shareNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
+			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1), shareNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			wanted:      make(chan struct{}, config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
@@ -203,6 +205,7 @@ func (w *worker) live(ctx context.Context) error {
 	}
 	take(func(ctx context.Context) error { return w.bus.ConsumeReady(ctx, w.id, w.receive, bus.Handlers(2)) })
 	take(w.runLook)
+	take(w.runReconcile)
 	take(w.runSave)
 	take(w.followShaping)
 	take(w.broken.run)

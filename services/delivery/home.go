@@ -76,6 +76,7 @@ type homes struct {
 	drains       sync.Map  // the workers that are being drained
 	leavingSince time.Time // when slots were last begun to be given up
 	keepUntil    time.Time // no slot is given up before
+	session      string    // of Postgres, that answered the last renewal
 
 	// Slots are taken and released beside the renewals, one step at a time: a
 	// Postgres that is slow must not make a worker lose what it has, nor give
@@ -151,6 +152,7 @@ func (h *homes) renew() error {
 	if got.Gone {
 		return errGone
 	}
+	h.sawSession(got.Session)
 	h.lease.extend(asked.Add(h.config.Lease))
 	if h.tenure.left() <= 0 {
 		h.voidShares()

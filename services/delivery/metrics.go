@@ -18,6 +18,7 @@ import (
 type metrics struct {
 	outcomes    metric.Int64Counter
 	lost        metric.Int64Counter
+	unknown     metric.Int64Counter
 	parked      metric.Int64Counter
 	duration    metric.Float64Histogram
 	lag         metric.Float64Histogram
@@ -29,7 +30,7 @@ type metrics struct {
 func newMetrics() (*metrics, error) {
 	meter := telemetry.Meter("delivery")
 	m := &metrics{}
-	var errs [7]error
+	var errs [8]error
 	m.outcomes, errs[0] = meter.Int64Counter("postrider.outcomes", metric.WithDescription("recipients by what became of them in an attempt"))
 	m.lost, errs[1] = meter.Int64Counter("postrider.outcomes.lost", metric.WithDescription("outcomes of recipients that were taken back meanwhile"))
 	m.parked, errs[2] = meter.Int64Counter("postrider.requests.parked", metric.WithDescription("delivery requests laid aside because their site has no room"))
@@ -37,6 +38,8 @@ func newMetrics() (*metrics, error) {
 	m.lag, errs[4] = meter.Float64Histogram("postrider.delivery.lag", metric.WithUnit("s"), metric.WithDescription("from the acceptance of a message to its relay, first attempts only"))
 	m.connections, errs[5] = meter.Int64Counter("postrider.connections", metric.WithDescription("attempts to connect to a remote host, by how they ended"))
 	m.adaptations, errs[6] = meter.Int64Counter("postrider.adaptations", metric.WithDescription("replies that changed the pace, by provider and by what was done: actions of automation, or slow down"))
+	m.unknown, errs[7] = meter.Int64Counter("postrider.claims.unknown", metric.WithUnit("{recipient}"),
+		metric.WithDescription("recipients that Postgres took for claimed by this worker, which knew nothing of them, and that were given back; more than 0 means that Postgres lost what it had committed, as in a failover to a standby that was behind"))
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/postrider/postrider/pkg/devpg"
 	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/pkg/storetest"
@@ -41,5 +43,39 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 	if a := r.drained(60 * time.Second); a.Relayed != total {
 		t.Errorf("accounts %+v, want %d relayed", a, total)
 	}
+	r.mustArrive(mx, ids)
+}
+
+// Postgres comes back and takes a recipient for claimed by a worker that had
+// parked or settled it, because what it had committed was lost with it. Nobody
+// would ever look at it again: the worker lives.
+func TestPostgresForgetsWhatEndedAClaim(t *testing.T) {
+	t.Parallel()
+	server := storetest.NewServer(t, devpg.Options{})
+	r := newRigOn(t, server.URL())
+	mx := smtptest.Start(t, smtptest.Script{})
+	r.route("example.test", "mx.example.test", mx.Addr())
+	r.start(r.config(""))
+	r.settled(1)
+	ids := r.accept(3, message{domain: "example.test"})
+	db, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `UPDATE postrider.recipients SET attempt = 1, rung = false, next_attempt_at = expires_at,
+    worker_id = (SELECT max(worker_id) FROM postrider.workers)`); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.conduct()
+	r.until("all are relayed", 30*time.Second, func() bool {
+		a, err := r.db.Accounting(t.Context())
+		return err == nil && a.Relayed == int64(len(ids))
+	})
 	r.mustArrive(mx, ids)
 }

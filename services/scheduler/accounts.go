@@ -21,6 +21,7 @@ type metrics struct {
 	mu     sync.Mutex // guards what follows
 	summed *store.Accounting
 	lags   map[string]time.Duration // by stage
+	late   *int64                   // transactions that no worker can have in hand any more
 }
 
 func newMetrics() *metrics {
@@ -53,11 +54,17 @@ func newMetrics() *metrics {
 	lag, err := meter.Float64ObservableGauge("postrider.stage.lag", metric.WithUnit("s"),
 		metric.WithDescription("How long the oldest work of a stage has waited for it. Scale the stage whose lag grows."))
 	failed(err)
+	late, err := meter.Int64ObservableGauge("postrider.claims.overdue", metric.WithUnit("{recipient}"),
+		metric.WithDescription("Recipients that have been in a transaction for over 2 hours, longer than any takes. Anything but 0 is a defect."))
+	failed(err)
 	m.registration, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		for stage, d := range m.lags {
 			o.ObserveFloat64(lag, d.Seconds(), metric.WithAttributes(attribute.String("stage", stage)))
+		}
+		if m.late != nil {
+			o.ObserveInt64(late, *m.late)
 		}
 		a := m.summed
 		if a == nil {
@@ -71,7 +78,7 @@ func newMetrics() *metrics {
 			o.ObserveInt64(byState, n, metric.WithAttributes(attribute.String("state", state)))
 		}
 		return nil
-	}, accepted, byState, unaccounted, lag)
+	}, accepted, byState, unaccounted, lag, late)
 	failed(err)
 	return m
 }
@@ -120,5 +127,38 @@ func (s *scheduler) lag(ctx context.Context) error {
 	s.metrics.mu.Lock()
 	defer s.metrics.mu.Unlock()
 	s.metrics.lags = lags
+	return nil
+}
+
+// mark is a moment, here and in the order of Postgres's transactions.
+type mark struct {
+	at      time.Time
+	horizon store.Horizon
+}
+
+// claims counts the transactions that have lasted for longer than any can. It
+// knows of none before it has run for as long itself.
+func (s *scheduler) claims(ctx context.Context) error {
+	now := time.Now()
+	horizon, err := s.db.Horizon(ctx)
+	if err != nil {
+		return err
+	}
+	s.marks = append(s.marks, mark{now, horizon})
+	for len(s.marks) > 1 && now.Sub(s.marks[1].at) >= overdue {
+		s.marks = s.marks[1:]
+	}
+	var late int64
+	if now.Sub(s.marks[0].at) >= overdue {
+		if late, err = s.db.Overdue(ctx, s.marks[0].horizon); err != nil {
+			return err
+		}
+	}
+	if late > 0 {
+		slog.Error("recipients have been in a transaction for longer than any takes", "recipients", late)
+	}
+	s.metrics.mu.Lock()
+	defer s.metrics.mu.Unlock()
+	s.metrics.late = &late
 	return nil
 }

@@ -14,7 +14,7 @@
 //
 // # Description
 //
-// Seven loops, each of which does one thing and survives the absence of
+// Eight loops, each of which does one thing and survives the absence of
 // Postgres and NATS:
 //
 //	ring        recipients that are due get a hint on the bus       250 ms
@@ -22,6 +22,7 @@
 //	expire      recipients in any state whose time has come end     1 s
 //	notice      messages with a due report get a hint for bounce    2 s
 //	lag         how long work waits, per stage                      5 s
+//	claims      that have lasted longer than any can are counted    1 min
 //	partitions  are made ahead of time and dropped when done with   10 min
 //	accounts    hours that may have changed are counted             1 min
 //
@@ -67,7 +68,8 @@
 // that died, with what was taken back. Metrics: postrider.rung,
 // postrider.reclaimed, postrider.uncertain, postrider.expired,
 // postrider.queue.recipients (by state), postrider.accepted.recipients,
-// postrider.unaccounted, postrider.stage.lag (by stage).
+// postrider.unaccounted, postrider.claims.overdue, postrider.stage.lag (by
+// stage).
 //
 // # Bugs
 //

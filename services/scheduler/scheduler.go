@@ -25,6 +25,8 @@ const (
 	lagEvery   = 5 * time.Second
 	partitions = 10 * time.Minute
 	ahead      = 26 * time.Hour // partitions are there for so long
+	claims     = time.Minute
+	overdue    = 2 * time.Hour // no transaction takes as long
 
 	accountRest = 20 // counting takes at most a twentieth of the time, however much mail there is
 )
@@ -41,6 +43,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 		{name: "expire", every: expire, within: time.Minute, step: s.expire},
 		{name: "notice", every: notice, within: 10 * time.Second, step: s.notice},
 		{name: "lag", every: lagEvery, within: 10 * time.Second, step: s.lag},
+		{name: "claims", every: claims, within: 10 * time.Second, step: s.claims},
 		{name: "partitions", every: partitions, within: 5 * time.Minute, step: s.partitions},
 		{name: "accounts", every: time.Duration(cfg.AccountingInterval), within: 5 * time.Minute, step: s.accounts, rest: accountRest},
 	} {
@@ -55,6 +58,7 @@ type scheduler struct {
 	nc      *bus.Bus
 	metrics *metrics
 	wake    chan struct{} // holds at most one signal: ring at once
+	marks   []mark        // of the last two hours, the oldest first; the claims loop's own
 }
 
 func (s *scheduler) ringNow() {
