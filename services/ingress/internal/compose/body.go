@@ -3,6 +3,7 @@ package compose
 import (
 	"bytes"
 	"encoding/base64"
+	"io"
 	"mime"
 	"mime/quotedprintable"
 	"strings"
@@ -16,27 +17,26 @@ const (
 
 // textPart returns a text in the encoding that changes it least.
 func textPart(mediaType, text string) part {
-	text = crlf(text)
 	charset := "utf-8"
 	var encoding string
-	var content []byte
-	switch class := classify(text); class {
-	case plain:
-		charset, encoding, content = "us-ascii", "7bit", []byte(text)
-	case readable:
-		encoding, content = "quoted-printable", quotedPrintable(text)
+	var c content
+	switch l := look(text); {
+	case l.beyond == 0 && !l.long:
+		charset, encoding = "us-ascii", "7bit"
+		c = content{len(text) + l.ends + len("\r\n"), func(dst []byte) []byte { return ended(appendCRLF(dst, text), len(dst)) }}
+	case l.beyond*3 <= len(text):
+		encoding = "quoted-printable"
+		c = quotedPrintable(text, l)
 	default:
-		encoding, content = "base64", base64Lines([]byte(text))
-	}
-	if encoding != "base64" && !bytes.HasSuffix(content, []byte("\r\n")) {
-		content = append(content, "\r\n"...)
+		encoding = "base64"
+		c = base64Lines(len(text)+l.ends, func() []byte { return appendCRLF(make([]byte, 0, len(text)+l.ends), text) })
 	}
 	return part{
 		fields: [][2]string{
 			{"Content-Type", mime.FormatMediaType(mediaType, map[string]string{"charset": charset})},
 			{"Content-Transfer-Encoding", encoding},
 		},
-		content: content,
+		content: c,
 	}
 }
 
@@ -54,67 +54,95 @@ func filePart(f File, disposition string) part {
 	if f.ContentID != "" {
 		fields = append(fields, [2]string{"Content-ID", "<" + f.ContentID + ">"})
 	}
-	return part{fields: fields, content: base64Lines(f.Content)}
+	return part{fields: fields, content: base64Lines(len(f.Content), func() []byte { return f.Content })}
 }
 
-// textClass is what a text needs to be carried.
-type textClass int
+// traits are what says how a text can be carried.
+type traits struct {
+	beyond int  // octets that are not ASCII, or control characters
+	equals int  // quoted-printable writes it in three octets, as those
+	ends   int  // at least the lines
+	long   bool // a line is too long
+}
 
-const (
-	plain    textClass = iota // ASCII, and no line is too long
-	readable                  // mostly ASCII
-	binary
-)
-
-func classify(text string) textClass {
-	beyond, long := 0, false
+func look(text string) traits {
+	var l traits
 	line := 0
 	for i := range len(text) {
 		switch c := text[i]; {
-		case c == '\n':
+		case c == '\n' || c == '\r':
 			line = 0
+			l.ends++
 			continue
-		case c >= utf8.RuneSelf || c < ' ' && c != '\t' && c != '\r' || c == 0x7f:
-			beyond++
+		case c >= utf8.RuneSelf || c < ' ' && c != '\t' || c == 0x7f:
+			l.beyond++
+		case c == '=':
+			l.equals++
 		}
 		line++
-		long = long || line > maxLine
+		l.long = l.long || line > maxLine
 	}
-	switch {
-	case beyond == 0 && !long:
-		return plain
-	case beyond*3 <= len(text):
-		return readable
+	return l
+}
+
+// appendCRLF appends text with CRLF at the end of each line, whatever was
+// there.
+func appendCRLF(dst []byte, text string) []byte {
+	for {
+		i := strings.IndexAny(text, "\r\n")
+		if i < 0 {
+			return append(dst, text...)
+		}
+		dst = append(append(dst, text[:i]...), "\r\n"...)
+		if strings.HasPrefix(text[i:], "\r\n") {
+			i++
+		}
+		text = text[i+1:]
 	}
-	return binary
 }
 
-// crlf returns text with CRLF at the end of each line, whatever was there.
-func crlf(text string) string {
-	return lineEnds.Replace(text)
+// ended gives the last line of dst[from:] its end.
+func ended(dst []byte, from int) []byte {
+	if bytes.HasSuffix(dst[from:], []byte("\r\n")) {
+		return dst
+	}
+	return append(dst, "\r\n"...)
 }
 
-var lineEnds = strings.NewReplacer("\r\n", "\r\n", "\r", "\r\n", "\n", "\r\n")
+// appender is where a writer appends.
+type appender []byte
 
-func quotedPrintable(text string) []byte {
-	var b bytes.Buffer
-	w := quotedprintable.NewWriter(&b)
-	// A buffer takes everything.
-	_, _ = w.Write([]byte(text))
-	_ = w.Close()
-	return b.Bytes()
+func (a *appender) Write(p []byte) (int, error) {
+	*a = append(*a, p...)
+	return len(p), nil
 }
 
-// base64Lines encodes data in lines of 76 octets, with a CRLF after each.
-func base64Lines(data []byte) []byte {
+func quotedPrintable(text string, l traits) content {
+	// A space before the end of a line is encoded, too, and lines of 76 octets
+	// have a soft end: RFC 2045 §6.7.
+	written := len(text) + 2*(l.beyond+l.equals) + 3*l.ends
+	return content{written + 3*(written/70+1) + len("\r\n"), func(dst []byte) []byte {
+		from := len(dst)
+		w := quotedprintable.NewWriter((*appender)(&dst))
+		// An appender takes everything.
+		_, _ = io.WriteString(w, text)
+		_ = w.Close()
+		return ended(dst, from)
+	}}
+}
+
+// base64Lines encodes at most n octets in lines of 76, with a CRLF after each.
+func base64Lines(n int, data func() []byte) content {
 	const raw = base64Line / 4 * 3
-	lines := (len(data) + raw - 1) / raw
-	out := make([]byte, 0, base64.StdEncoding.EncodedLen(len(data))+2*lines)
-	for len(data) > 0 {
-		n := min(len(data), raw)
-		out = base64.StdEncoding.AppendEncode(out, data[:n])
-		out = append(out, "\r\n"...)
-		data = data[n:]
-	}
-	return out
+	size := base64.StdEncoding.EncodedLen(n) + (n/raw+1)*len("\r\n")
+	return content{size, func(dst []byte) []byte {
+		data := data()
+		for len(data) > 0 {
+			n := min(len(data), raw)
+			dst = base64.StdEncoding.AppendEncode(dst, data[:n])
+			dst = append(dst, "\r\n"...)
+			data = data[n:]
+		}
+		return dst
+	}}
 }

@@ -40,11 +40,24 @@ type Message struct {
 	Files     []File
 }
 
+// Content is a message whose parts have their encodings, and which is not
+// written yet.
+type Content struct {
+	message *Message
+	body    part
+}
+
+// Prepare chooses the encodings. The message must not change until it is
+// written.
+func Prepare(m *Message) *Content { return &Content{m, m.body()} }
+
+// Size is at least what Append appends, in octets, and close to it.
+func (c *Content) Size() int { return headerSize(c.message) + c.body.total() }
+
 // Append appends the content of the message: header section and body, each
 // line with its CRLF.
-func Append(dst []byte, m *Message) []byte {
-	dst = appendHeader(dst, m)
-	return m.body().append(dst)
+func (c *Content) Append(dst []byte) []byte {
+	return c.body.append(appendHeader(dst, c.message))
 }
 
 // body is the tree of MIME parts: mixed(alternative(text, related(html,
@@ -80,7 +93,25 @@ type part struct {
 	fields   [][2]string // name and value
 	parts    []part
 	boundary string
-	content  []byte // encoded, ends with CRLF
+	content  content
+}
+
+// content is what a part without parts holds.
+type content struct {
+	size   int                     // at least what append appends
+	append func(dst []byte) []byte // encoded; ends with CRLF
+}
+
+// total is at least the octets of the part, and close to them.
+func (p part) total() int {
+	n := p.content.size + len("\r\n")
+	for _, f := range p.fields {
+		n += fieldSize(f[0], f[1])
+	}
+	for _, inside := range p.parts {
+		n += inside.total() + len(p.boundary) + len("\r\n--\r\n")
+	}
+	return n + len(p.boundary) + len("\r\n----\r\n")
 }
 
 // combine returns a part with the parts inside, or the only one itself.
@@ -107,7 +138,7 @@ func (p part) append(dst []byte) []byte {
 	}
 	dst = append(dst, "\r\n"...)
 	if p.boundary == "" {
-		return append(dst, p.content...)
+		return p.content.append(dst)
 	}
 	// RFC 2046 §5.1.1: the CRLF before a delimiter belongs to it.
 	delimiter := "--" + p.boundary

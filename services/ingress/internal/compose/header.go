@@ -40,6 +40,27 @@ func appendHeader(dst []byte, m *Message) []byte {
 	return append(dst, "MIME-Version: 1.0\r\n"...)
 }
 
+// fieldSize is at least what a field takes: each 45 octets of its value become
+// an encoded-word, or there is a line end for each.
+func fieldSize(name, value string) int { return len(name) + 2*len(value) + 32 }
+
+// headerSize is at least what appendHeader appends.
+func headerSize(m *Message) int {
+	n := fieldSize("Date", m.Date.Format(time.RFC1123Z)) + fieldSize("Message-ID", m.MessageID) + fieldSize("Subject", m.Subject) + fieldSize("MIME-Version", "1.0")
+	for _, boxes := range [][]Mailbox{{m.From}, m.ReplyTo, m.To, m.Cc} {
+		for _, b := range boxes {
+			n += fieldSize(b.Name, b.Name+b.Address)
+		}
+	}
+	if m.Sender != nil {
+		n += fieldSize(m.Sender.Name, m.Sender.Name+m.Sender.Address)
+	}
+	for _, f := range m.Fields {
+		n += fieldSize(f.Name, f.Value)
+	}
+	return n
+}
+
 func (m *Message) has(name string) bool {
 	for _, f := range m.Fields {
 		if strings.EqualFold(f.Name, name) {

@@ -1,9 +1,11 @@
 package httpd
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"mime"
+	"net/http"
 	netmail "net/mail"
 	"regexp"
 	"slices"
@@ -22,7 +24,9 @@ const maxWord = 900
 type draft struct {
 	message    compose.Message
 	recipients []address
-	utf8       bool // a header field is not ASCII: RFC 6532
+	utf8       bool   // a header field is not ASCII: RFC 6532
+	values     values // of the texts, which have their placeholders until fill; nil: they have none
+	expanded   int64  // at least what fill makes, in octets
 }
 
 // tlsOptional reports whether a header field says that no TLS is needed: RFC
@@ -36,9 +40,11 @@ func (d *draft) tlsOptional() bool {
 // checker turns a Message into drafts. It goes on after a fault, so that the
 // client hears of all.
 type checker struct {
+	ctx           context.Context // of the client
 	m             *Message
 	now           time.Time
 	maxRecipients int
+	memory        *share
 	faults        faults
 
 	envelope envelope
@@ -78,14 +84,14 @@ func (c *checker) check() ([]draft, error) {
 		}
 		*text.to = text.text
 	}
-	var drafts []draft
 	if len(m.Recipients) > 0 {
-		drafts = c.each()
-	} else {
-		drafts = c.together()
+		return c.each()
 	}
-	return drafts, c.faults.problem("the message cannot be sent as it is")
+	drafts := c.together()
+	return drafts, c.problem()
 }
+
+func (c *checker) problem() error { return c.faults.problem("the message cannot be sent as it is") }
 
 func (c *checker) address(where Fault, text string) address {
 	a, err := parseAddress(text)
@@ -241,45 +247,103 @@ func unique(addresses []address) []address {
 }
 
 // each is one message for each of recipients.
-func (c *checker) each() []draft {
+func (c *checker) each() ([]draft, error) {
 	m := c.m
 	if len(m.To)+len(m.Cc)+len(m.Bcc) > 0 {
 		c.faults.add(at("recipients"), "not together with to, cc, bcc")
 	}
 	if len(m.Recipients) > c.maxRecipients {
 		c.faults.add(at("recipients"), fmt.Sprintf("%d recipients, at most %d", len(m.Recipients), c.maxRecipients))
-		return nil
+		return nil, c.problem()
 	}
 	if c.base.MessageID != "" && len(m.Recipients) > 1 {
 		c.faults.add(at("headers"), "Message-ID names one message, and there are several")
 	}
+	c.noNUL(at("substitutions"), m.Substitutions)
+	if err := c.memory.take(int64(len(m.Recipients)) * draftMemory); err != nil {
+		return nil, err
+	}
 	drafts := make([]draft, len(m.Recipients))
+	left := maxTogether
 	for i, r := range m.Recipients {
+		if err := gone(c.ctx); err != nil {
+			return nil, err
+		}
 		d := &drafts[i]
 		d.message, d.message.To = c.base, make([]compose.Mailbox, 1)
 		before := c.utf8
 		d.recipients = []address{c.mailbox(at("recipients/%d", i), r.Mailbox, &d.message.To[0])}
 		d.utf8, c.utf8 = c.utf8, before
-		c.fill(i, &d.message)
+		c.noNUL(at("recipients/%d/substitutions", i), r.Substitutions)
+		if c.prepare(i, d, left); c.faults.full() {
+			break
+		}
+		left -= int(d.expanded)
+		for _, f := range d.message.Files {
+			if len(m.Recipients) > 1 {
+				left -= len(f.Content)
+			}
+		}
+		if left < 0 {
+			return nil, tooMuchTogether()
+		}
 	}
-	return drafts
+	return drafts, c.problem()
 }
 
-// fill puts the values of recipient i into its message.
-func (c *checker) fill(i int, m *compose.Message) {
-	where := at("recipients/%d/substitutions", i)
-	value := func(name string) (string, bool) {
+func tooMuchTogether() *Problem {
+	return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the messages of one request have more than %d bytes; split it", maxTogether))
+}
+
+func (c *checker) noNUL(where Fault, values map[string]string) {
+	for name, value := range values {
+		if strings.ContainsRune(value, 0) {
+			c.faults.add(Fault{Pointer: where.Pointer}, fmt.Sprintf("NUL character in the value for {{%.*s}}", maxPlaceholder, name))
+			return
+		}
+	}
+}
+
+// prepare looks how long the message of recipient i becomes, no further than
+// to atMost, and puts the values into its header fields if it becomes no
+// longer. The texts wait until it is their turn to be composed.
+func (c *checker) prepare(i int, d *draft, atMost int) {
+	m, where := &d.message, at("recipients/%d/substitutions", i)
+	d.values = func(name string) (string, bool) {
 		v, ok := c.m.Recipients[i].Substitutions[name]
 		if !ok {
 			v, ok = c.m.Substitutions[name]
 		}
-		if !ok {
+		return v, ok
+	}
+	known := func(name string) (string, bool) {
+		v, ok := d.values(name)
+		if !ok && !c.faults.full() {
 			c.faults.add(where, fmt.Sprintf("no value for {{%s}}", name))
 		}
 		return v, ok
 	}
+	plain := func(value string) int { return len(value) }
+	size := func(text string, length func(string) int) {
+		if left := atMost - int(d.expanded); left >= 0 && !c.faults.full() {
+			d.expanded += int64(filledLen(text, known, length, left))
+		}
+	}
+	size(m.Subject, plain)
+	for _, f := range m.Fields {
+		size(f.Value, plain)
+	}
+	if m.Text != nil {
+		size(*m.Text, plain)
+	}
+	if m.HTML != nil {
+		size(*m.HTML, escapedLen)
+	}
+	if int(d.expanded) > atMost {
+		return
+	}
 	field := func(text string) string {
-		filled := substitute(text, value, asIs)
+		filled := substitute(text, d.values, asIs)
 		if filled != text {
 			c.text(where, filled, 10000)
 			if isASCII(filled) && slices.ContainsFunc(strings.Fields(filled), func(word string) bool { return len(word) > maxWord }) {
@@ -293,17 +357,21 @@ func (c *checker) fill(i int, m *compose.Message) {
 	for j := range m.Fields {
 		m.Fields[j].Value = field(m.Fields[j].Value)
 	}
-	body := func(text *string, escape func(string) string) *string {
+}
+
+// fill puts the values into the texts.
+func (d *draft) fill() {
+	if d.values == nil {
+		return
+	}
+	fill := func(text *string, escape func(string) string) *string {
 		if text == nil {
 			return nil
 		}
-		filled := substitute(*text, value, escape)
-		if strings.ContainsRune(filled, 0) {
-			c.faults.add(where, "NUL character")
-		}
+		filled := substitute(*text, d.values, escape)
 		return &filled
 	}
-	m.Text, m.HTML = body(m.Text, asIs), body(m.HTML, escapeHTML)
+	d.message.Text, d.message.HTML = fill(d.message.Text, asIs), fill(d.message.HTML, escapeHTML)
 }
 
 // validText reports whether JSON text is UTF-8: encoding/json would replace

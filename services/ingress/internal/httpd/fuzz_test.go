@@ -54,15 +54,15 @@ func FuzzJSON(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	s := &Server{doc: doc}
+	s := &Server{doc: doc, budget: budget{limit: 1 << 30}}
 	now := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		m, err := s.parse(text)
+		m, err := s.parse(text, &share{of: &s.budget})
 		if err != nil {
 			wantProblem(t, err)
 			return
 		}
-		c := &checker{m: m, now: now, maxRecipients: 10}
+		c := &checker{ctx: t.Context(), m: m, now: now, maxRecipients: 10, memory: &share{of: &s.budget}}
 		drafts, err := c.check()
 		if err != nil {
 			wantProblem(t, err)
@@ -71,7 +71,12 @@ func FuzzJSON(f *testing.F) {
 		for i := range drafts {
 			d := &drafts[i]
 			d.message.Date = now
-			content := compose.Append(nil, &d.message)
+			d.fill()
+			ready := compose.Prepare(&d.message)
+			content := ready.Append(nil)
+			if len(content) > ready.Size() {
+				t.Errorf("%d octets, at most %d were foretold: %q", len(content), ready.Size(), content)
+			}
 			parsed, err := netmail.ReadMessage(bytes.NewReader(content))
 			if err != nil {
 				t.Fatalf("%v: %q", err, content)

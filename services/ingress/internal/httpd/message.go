@@ -11,8 +11,8 @@ type Message struct {
 	To            []Mailbox         `json:"to,omitempty" maxItems:"1000" doc:"Recipients of one message, who see each other."`
 	Cc            []Mailbox         `json:"cc,omitempty" maxItems:"1000"`
 	Bcc           []Mailbox         `json:"bcc,omitempty" maxItems:"1000" doc:"Recipients of the same message whom nobody sees."`
-	Recipients    []Recipient       `json:"recipients,omitempty" maxItems:"1000" doc:"Each gets a message of its own: its address in To, its substitutions in subject, texts and headers. Not together with to, cc, bcc. All messages of a request have at most 8 MiB."`
-	Substitutions map[string]string `json:"substitutions,omitempty" doc:"Values for {{name}} that every recipient in recipients has unless it brings its own. Names have up to 64 of A-Z a-z 0-9 _ . -; a name without a value is an error. In html, values are escaped."`
+	Recipients    []Recipient       `json:"recipients,omitempty" maxItems:"1000" doc:"Each gets a message of its own: its address in To, its substitutions in subject, texts and headers. Not together with to, cc, bcc. All messages of a request have at most 8 MiB, where each placeholder counts as it stands or as its value, whichever is longer."`
+	Substitutions map[string]string `json:"substitutions,omitempty" maxProperties:"1000" doc:"Values for {{name}} that every recipient in recipients has unless it brings its own. Names have up to 64 of A-Z a-z 0-9 _ . -; a name without a value is an error. In html, values are escaped."`
 	Subject       string            `json:"subject,omitempty" maxLength:"2000"`
 	Text          *string           `json:"text,omitempty" doc:"The text/plain part."`
 	HTML          *string           `json:"html,omitempty" doc:"The text/html part."`
@@ -41,7 +41,7 @@ type Mailbox struct {
 // Recipient gets a message of its own.
 type Recipient struct {
 	Mailbox
-	Substitutions map[string]string `json:"substitutions,omitempty"`
+	Substitutions map[string]string `json:"substitutions,omitempty" maxProperties:"1000"`
 }
 
 // HeaderField is a header field.

@@ -2,7 +2,6 @@ package httpd
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -11,10 +10,6 @@ import (
 )
 
 const path = "/v1/messages"
-
-// init has names compared as JSON has them. huma would take "Subject" for
-// "subject" by default.
-func init() { huma.ValidateStrictCasing = true }
 
 // document is the description of the interface, and the schema that requests
 // are checked against: they are the same.
@@ -98,23 +93,7 @@ func describe() (*document, error) {
 
 func ptr(n int) *int { return &n }
 
-// check holds a request against the schema.
-func (d *document) check(value any) error {
-	result := &huma.ValidateResult{}
-	huma.Validate(d.registry, d.message, huma.NewPathBuffer([]byte{}, 0), huma.ModeWriteToServer, value, result)
-	var f faults
-	for _, err := range result.Errors {
-		where, detail := Fault{Pointer: "#"}, err.Error()
-		var at *huma.ErrorDetail
-		if errors.As(err, &at) {
-			where.Pointer, detail = pointer(at.Location), at.Message
-		}
-		f.add(where, detail)
-	}
-	return f.problem("the request does not match its schema")
-}
-
-// pointer makes a JSON Pointer (RFC 6901 §6) of huma's "to[0].address".
+// pointer makes a JSON Pointer (RFC 6901 §6) of the "to.address" of encoding/json.
 func pointer(location string) string {
 	if location == "" {
 		return "#"

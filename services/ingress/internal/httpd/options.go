@@ -35,6 +35,9 @@ func (f *faults) add(where Fault, detail string) {
 	}
 }
 
+// full reports that no more is noted.
+func (f *faults) full() bool { return len(f.all) >= maxFaults }
+
 func (f *faults) problem(detail string) error {
 	if len(f.all) == 0 {
 		return nil

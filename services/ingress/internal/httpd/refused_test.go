@@ -245,33 +245,47 @@ func TestQuotaAndBackPressure(t *testing.T) {
 	if a := news(`{"address": "b@example.org"}`); a.status != 202 {
 		t.Errorf("what was refused counted: %s", a)
 	}
-	// While a slow request holds the budget, others are told to come back.
-	pipe, slow := io.Pipe()
-	done := make(chan answer)
-	go func() {
-		a, err := w.try(t.Context(), call{body: pipe})
-		if err != nil {
-			t.Error(err)
+	// While a slow request holds the budget, other large ones are told to come
+	// back; small ones pass. What was only announced holds nothing.
+	large := minimal[:1] + strings.Repeat(" ", 600<<10) + minimal[1:]
+	begin := func(text string) (*io.PipeWriter, <-chan answer) {
+		t.Helper()
+		pipe, slow := io.Pipe()
+		done := make(chan answer)
+		go func() {
+			a, err := w.try(t.Context(), call{body: pipe})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- a
+		}()
+		if _, err := slow.Write([]byte(text)); err != nil {
+			t.Fatal(err)
 		}
-		done <- a
-	}()
-	if _, err := slow.Write([]byte(minimal[:10])); err != nil {
-		t.Fatal(err)
+		return slow, done
 	}
-	for deadline := time.Now().Add(5 * time.Second); w.server.budget.used.Load() == 0; <-time.After(time.Millisecond) {
+	end := func(slow *io.PipeWriter, done <-chan answer, text string) {
+		t.Helper()
+		if _, err := slow.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		slow.Close()
+		w.accepted(t, <-done, 1)
+	}
+	idle, idleDone := begin(minimal[:10])
+	slow, slowDone := begin(large[:590<<10])
+	for deadline := time.Now().Add(5 * time.Second); w.server.budget.used.Load() < 3<<20; <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the slow request holds nothing")
 		}
 	}
-	if a := w.post(t, minimal); a.status != 429 || a.header.Get("Retry-After") != "1" {
+	if a := w.post(t, large); a.status != 429 || a.header.Get("Retry-After") != "1" {
 		t.Errorf("over the budget: %s", a)
 	}
-	if _, err := slow.Write([]byte(minimal[10:])); err != nil {
-		t.Fatal(err)
-	}
-	slow.Close()
-	w.accepted(t, <-done, 1)
 	w.accepted(t, w.post(t, minimal), 1)
+	end(slow, slowDone, large[590<<10:])
+	w.accepted(t, w.post(t, large), 1)
+	end(idle, idleDone, minimal[10:])
 }
 
 func TestTooSlow(t *testing.T) {

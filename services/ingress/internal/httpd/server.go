@@ -188,8 +188,12 @@ type share struct {
 	held int64
 }
 
-// take takes n bytes more, or says errMemory.
+// take takes n bytes more, or says errMemory; or that the request alone is too
+// much, which is not to be tried again.
 func (s *share) take(n int64) error {
+	if s.held+n > s.of.limit {
+		return refuse(http.StatusRequestEntityTooLarge, "the request needs more memory than the server has for requests; split it")
+	}
 	if s.of.used.Add(n) > s.of.limit {
 		s.of.used.Add(-n)
 		return errMemory

@@ -21,9 +21,12 @@ const (
 	rawType  = "message/rfc822"
 
 	maxKey      = 255
-	jsonFactor  = 4       // memory of a JSON request: text, values, files, content
-	maxTogether = 8 << 20 // content of all messages of one request
-	minRate     = 1 << 10 // bytes per second
+	jsonFactor  = 3        // memory of a JSON request: text, strings, files
+	valueMemory = 128      // and for each of its values
+	draftMemory = 4 << 10  // and for each of its messages
+	firstRead   = 64 << 10 // of a body; a buffer grows with what comes
+	maxTogether = 8 << 20  // content of all messages of one request
+	minRate     = 1 << 10  // bytes per second
 )
 
 // request is a submission by HTTP on its way.
@@ -141,24 +144,11 @@ func isTimeout(err error) bool {
 
 // takeJSON composes messages and has them accepted.
 func (q *request) takeJSON(body *timed) (*result, error) {
-	expected := q.http.ContentLength
-	if expected < 0 {
-		expected = q.s.cfg.MaxBodyBytes
-	}
-	if err := q.memory.take(jsonFactor * expected); err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(body)
-	if err != nil {
-		return nil, broken(err)
-	}
-	m, err := q.s.parse(text)
+	m, sum, err := q.readJSON(body)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%s\n%s", jsonType, text) // a hash takes everything
-	c := &checker{m: m, now: q.began, maxRecipients: q.s.cfg.MaxRecipients}
+	c := &checker{ctx: q.http.Context(), m: m, now: q.began, maxRecipients: q.s.cfg.MaxRecipients, memory: &q.memory}
 	drafts, err := c.check()
 	if err != nil {
 		return nil, err
@@ -170,16 +160,55 @@ func (q *request) takeJSON(body *timed) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q.accept(messages, sum.Sum(nil))
+	return q.accept(messages, sum)
+}
+
+// readJSON reads a Message, and returns its fingerprint, too. The text itself
+// is not kept.
+func (q *request) readJSON(body *timed) (*Message, []byte, error) {
+	text, err := q.readAll(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := q.s.parse(text, &q.memory)
+	if err != nil {
+		return nil, nil, err
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\n%s", jsonType, text) // a hash takes everything
+	return m, sum.Sum(nil), nil
+}
+
+// readAll reads a JSON body. It takes of the budget what has come, not what
+// was announced: a client that stops in between holds no more.
+func (q *request) readAll(body *timed) (text []byte, err error) {
+	size := q.http.ContentLength
+	if size < 0 {
+		size = q.s.cfg.MaxBodyBytes
+	}
+	size++ // room to see the end in
+	for room := min(size, firstRead); ; room = min(size, 2*room) {
+		if err := q.memory.take(jsonFactor * (room - int64(cap(text)))); err != nil {
+			return nil, err
+		}
+		text = append(make([]byte, 0, room), text...)
+		var ended bool
+		text, ended, err = fill(body, text)
+		switch {
+		case err != nil:
+			return nil, broken(err)
+		case ended:
+			return text, nil
+		}
+	}
 }
 
 // parse reads a Message, after it was held against the schema.
-func (s *Server) parse(text []byte) (*Message, error) {
+func (s *Server) parse(text []byte, memory *share) (*Message, error) {
 	if !validText(text) { // encoding/json would replace it
 		return nil, refuse(http.StatusBadRequest, "the request is not UTF-8", Fault{Detail: "invalid UTF-8", Pointer: "#"})
 	}
-	var value any
-	if err := json.Unmarshal(text, &value); err != nil {
+	if err := json.Unmarshal(text, &unread{}); err != nil {
 		var syntax *json.SyntaxError
 		detail := err.Error()
 		if errors.As(err, &syntax) {
@@ -187,7 +216,11 @@ func (s *Server) parse(text []byte) (*Message, error) {
 		}
 		return nil, refuse(http.StatusBadRequest, "the request is not JSON", Fault{Detail: detail, Pointer: "#"})
 	}
-	if err := s.doc.check(value); err != nil {
+	values, err := s.doc.check(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := memory.take(int64(values) * valueMemory); err != nil {
 		return nil, err
 	}
 	m := &Message{}
@@ -217,37 +250,65 @@ func (q *request) mayName(reversePath address, reverseAt string, from []string, 
 	return nil
 }
 
-// compose writes the messages of a request: no more than fits into one
-// transaction that is held in memory.
+// compose writes the messages of a request, one after the other: no more than
+// fits into one transaction that is held in memory.
 func (q *request) compose(e envelope, drafts []draft) ([]*submission, error) {
 	messages := make([]*submission, len(drafts))
 	total := 0
 	for i := range drafts {
-		d := &drafts[i]
-		sub := q.submission(e, d.recipients)
-		if d.message.MessageID == "" {
-			d.message.MessageID = "<" + sub.ID.String() + "@" + q.s.cfg.Hostname + ">"
+		if err := gone(q.http.Context()); err != nil {
+			return nil, err
 		}
-		sub.HeaderID = d.message.MessageID
-		d.message.Date = sub.AcceptedAt
-		sub.TLSOptional = d.tlsOptional()
-		sub.needsUTF8(d.utf8)
-		sub.Content = compose.Append(q.s.appendReceived(nil, sub), &d.message)
-		sub.SizeBytes = int64(len(sub.Content))
-		if sub.SizeBytes > q.s.cfg.MaxMessageBytes {
-			return nil, refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the message has %d bytes, at most %d", sub.SizeBytes, q.s.cfg.MaxMessageBytes))
+		sub, err := q.write(e, &drafts[i])
+		if err != nil {
+			return nil, err
 		}
-		if total += len(sub.Content); len(drafts) > 1 {
-			if total > maxTogether {
-				return nil, refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the messages of one request have more than %d bytes; split it", maxTogether))
-			}
-			if err := q.memory.take(sub.SizeBytes); err != nil {
-				return nil, err
-			}
+		if total += len(sub.Content); len(drafts) > 1 && total > maxTogether {
+			return nil, tooMuchTogether()
 		}
 		messages[i] = sub
 	}
 	return messages, nil
+}
+
+// write makes one message of a draft. Of the budget it takes what that needs
+// before it needs it, and gives back what was needed for a moment only.
+func (q *request) write(e envelope, d *draft) (*submission, error) {
+	passing := share{of: q.memory.of}
+	defer passing.release()
+	if err := passing.take(d.expanded); err != nil {
+		return nil, err
+	}
+	d.fill()
+	sub := q.submission(e, d.recipients)
+	m := d.message
+	if m.MessageID == "" {
+		m.MessageID = "<" + sub.ID.String() + "@" + q.s.cfg.Hostname + ">"
+	}
+	sub.HeaderID = m.MessageID
+	m.Date = sub.AcceptedAt
+	sub.TLSOptional = d.tlsOptional()
+	sub.needsUTF8(d.utf8)
+	received := q.s.appendReceived(nil, sub)
+	d.message = compose.Message{} // its texts are in m alone
+	content := compose.Prepare(&m)
+	size := len(received) + content.Size()
+	if err := q.memory.take(int64(size)); err != nil {
+		return nil, err
+	}
+	sub.Content = content.Append(append(make([]byte, 0, size), received...))
+	if sub.SizeBytes = int64(len(sub.Content)); sub.SizeBytes > q.s.cfg.MaxMessageBytes {
+		return nil, refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the message has %d bytes, at most %d", sub.SizeBytes, q.s.cfg.MaxMessageBytes))
+	}
+	return sub, nil
+}
+
+// gone reports that the client is: nobody would hear what became of the rest.
+func gone(client context.Context) error {
+	if client.Err() != nil {
+		return refuse(http.StatusBadRequest, "the request broke off")
+	}
+	return nil
 }
 
 // context is without the end of the request: a client that hangs up may have
