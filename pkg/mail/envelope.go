@@ -2,9 +2,11 @@ package mail
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // BodyType is the BODY parameter of MAIL: RFC 6152, RFC 3030.
@@ -192,6 +194,31 @@ func (r Reply) String() string {
 		b = r.Enhanced.appendTo(append(b, ' '))
 	}
 	return strings.TrimSpace(string(append(append(b, ' '), text...)))
+}
+
+// Within returns the reply with the first octets of its text alone.
+func (r Reply) Within(octets int) Reply {
+	for i, line := range r.Lines {
+		if len(line) > octets {
+			lines := slices.Clone(r.Lines[:i+1])
+			lines[i] = Clip(line, octets)
+			r.Lines = lines
+			break
+		}
+		octets -= len(line)
+	}
+	return r
+}
+
+// Clip returns the first octets of text, without a part of a character.
+func Clip(text string, octets int) string {
+	if len(text) <= octets {
+		return text
+	}
+	for octets > 0 && !utf8.RuneStart(text[octets]) {
+		octets--
+	}
+	return text[:max(octets, 0)]
 }
 
 // Positive reports a 2yz or 3yz reply; Transient 4yz; Permanent 5yz:

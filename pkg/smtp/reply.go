@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"unicode"
@@ -12,13 +13,16 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// Bounds of a reply that ReadReply takes. RFC 5321 §4.5.3.1.5 allows 512
-// octets a line; real servers send longer ones, hostile ones send without
-// end.
+// Bounds of what ReadReply keeps and reads. RFC 5321 §4.5.3.1.5 allows 512
+// octets a line; real servers send longer ones, hostile ones send without end,
+// and a reply is kept for each recipient, in history, log and spans.
 const (
-	maxReplyLine  = 2048 // octets of one line, with its line end
-	maxReplyLines = 128
-	maxReply      = 64 << 10 // octets of all lines: a reply is kept in history
+	// MaxReplyText is how many octets of the text of a reply are kept.
+	MaxReplyText = 2000
+
+	maxHelloText  = 16 << 10 // kept of the reply to EHLO
+	maxReplyLines = 128      // lines that are kept
+	maxReply      = 1 << 20  // octets of all lines
 )
 
 // ErrReply is returned by ReadReply for bytes that are no SMTP reply, or one
@@ -30,22 +34,34 @@ var ErrReply = errors.New("malformed SMTP reply")
 // last line that has one. The text of the lines is made safe to store and to
 // print: valid UTF-8 without control characters.
 //
-// A line may end in a bare LF, have no text, and be up to 2048 octets; a
-// reply may have up to 128 lines and 64 KiB. ReadReply fails with ErrReply when the
-// bytes are no such reply, with io.ErrUnexpectedEOF or io.EOF when the
-// connection ended inside or before it, or with the error of r. It needs a
-// reader whose buffer has at least 2048 bytes, which the default has.
-func ReadReply(r *bufio.Reader) (mail.Reply, error) {
+// A line may end in a bare LF and have no text. Of the text the first
+// MaxReplyText octets, in up to 128 lines, are kept; what comes behind them is
+// read and dropped, up to 1 MiB. ReadReply fails with ErrReply when the bytes are no
+// such reply, with io.ErrUnexpectedEOF or io.EOF when the connection ended
+// inside or before it, or with the error of r.
+func ReadReply(r *bufio.Reader) (mail.Reply, error) { return readReply(r, MaxReplyText) }
+
+// ReadHelloReply reads as ReadReply does, and keeps 16 KiB of the text of a
+// positive reply: each line of one to EHLO is a word on what the server can do.
+func ReadHelloReply(r *bufio.Reader) (mail.Reply, error) {
+	reply, err := readReply(r, maxHelloText)
+	if !reply.Positive() {
+		reply = reply.Within(MaxReplyText)
+	}
+	return reply, err
+}
+
+func readReply(r *bufio.Reader, keep int) (mail.Reply, error) {
 	var reply mail.Reply
-	size := 0
-	for len(reply.Lines) < maxReplyLines {
-		line, err := readReplyLine(r, len(reply.Lines) > 0)
+	for left := maxReply; ; {
+		line, n, err := readReplyLine(r, keep, left)
 		if err != nil {
+			if len(reply.Lines) > 0 && errors.Is(err, io.EOF) {
+				err = fmt.Errorf("in a reply: %w", unexpected(err))
+			}
 			return mail.Reply{}, err
 		}
-		if size += len(line); size > maxReply {
-			return mail.Reply{}, fmt.Errorf("%w: more than %d octets", ErrReply, maxReply)
-		}
+		left -= n
 		code, more, text, ok := cutReplyCode(line)
 		if !ok {
 			return mail.Reply{}, fmt.Errorf("%w: %q", ErrReply, clip(line))
@@ -57,7 +73,11 @@ func ReadReply(r *bufio.Reader) (mail.Reply, error) {
 		if enhanced, rest, ok := cutEnhanced(text); ok && int(enhanced.Class) == code/100 {
 			reply.Enhanced, text = enhanced, rest
 		}
-		reply.Lines = append(reply.Lines, safeText(text))
+		if len(reply.Lines) == 0 || keep > 0 && len(reply.Lines) < maxReplyLines {
+			text = mail.Clip(safeText(mail.Clip(text, keep)), keep)
+			keep -= len(text)
+			reply.Lines = append(reply.Lines, text)
+		}
 		if !more {
 			if int(reply.Enhanced.Class) != reply.Code/100 {
 				reply.Enhanced = mail.EnhancedCode{}
@@ -65,7 +85,6 @@ func ReadReply(r *bufio.Reader) (mail.Reply, error) {
 			return reply, nil
 		}
 	}
-	return mail.Reply{}, fmt.Errorf("%w: more than %d lines", ErrReply, maxReplyLines)
 }
 
 // AppendReply appends the reply as it stands on the wire, with the enhanced
@@ -100,19 +119,35 @@ func appendReplyLine(dst []byte, reply mail.Reply, separator byte, text string) 
 	return append(dst, '\r', '\n')
 }
 
-// readReplyLine returns the next line without its line end. The bytes are
-// valid until the next read.
-func readReplyLine(r *bufio.Reader, inside bool) ([]byte, error) {
-	line, err := r.ReadSlice('\n')
-	switch {
-	case err == nil && len(line) <= maxReplyLine:
-		return trimLineEnd(line), nil
-	case err == nil || errors.Is(err, bufio.ErrBufferFull):
-		return nil, fmt.Errorf("%w: line over %d octets: %q", ErrReply, maxReplyLine, clip(line))
-	case len(line) > 0 || inside:
-		return nil, fmt.Errorf("in a reply: %w", unexpected(err))
+// readReplyLine returns the beginning of the next line, without its line end:
+// its code, and as much behind it as is kept of the text. n is the length of
+// the line, which may be at most left. The bytes are valid until the next
+// read.
+func readReplyLine(r *bufio.Reader, keep, left int) (line []byte, n int, err error) {
+	enough := len("250-5.999.999 ") + max(keep, 0)
+	whole := true // line is a slice of the buffer of r
+	for {
+		part, err := r.ReadSlice('\n')
+		if n += len(part); n > left {
+			return nil, n, fmt.Errorf("%w: more than %d octets", ErrReply, maxReply)
+		}
+		if err == nil && whole {
+			return trimLineEnd(part), n, nil
+		}
+		line = append(line, part[:min(len(part), max(enough-len(line), 0))]...)
+		switch {
+		case err == nil && len(line) == n:
+			return trimLineEnd(line), n, nil
+		case err == nil:
+			return line, n, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			if n > 0 {
+				err = fmt.Errorf("in a reply: %w", unexpected(err))
+			}
+			return nil, n, err
+		}
+		whole = false
 	}
-	return nil, err
 }
 
 func trimLineEnd(line []byte) []byte {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -60,10 +61,24 @@ func TestReadReply(t *testing.T) {
 		{in: "650 odd\r\n", err: ErrReply},
 		{in: "-50 odd\r\n", err: ErrReply},
 		{in: "250-a\r\nx\r\n", err: ErrReply},
-		{in: "250 " + strings.Repeat("x", 2043) + "\r\n", err: ErrReply},
-		{in: "250 " + strings.Repeat("x", 100000), err: ErrReply},
-		{in: strings.Repeat("250-x\r\n", 129), err: ErrReply},
-		{in: strings.Repeat("250-"+strings.Repeat("x", 2000)+"\r\n", 40) + "250 x\r\n", err: ErrReply},
+		{in: "550 " + strings.Repeat("x", 100000), err: io.ErrUnexpectedEOF},
+
+		// What is too much is dropped, and the code of the last line counts.
+		{in: "550 " + strings.Repeat("x", 2043) + "\r\n", want: mail.Reply{Code: 550, Lines: []string{strings.Repeat("x", 2000)}}},
+		{in: "550 5.7.1 " + strings.Repeat("x", 100000) + "\r\n", want: mail.Reply{
+			Code: 550, Enhanced: mail.EnhancedCode{Class: 5, Subject: 7, Detail: 1}, Lines: []string{strings.Repeat("x", 2000)}}},
+		{
+			in:   strings.Repeat("550-5.7.1 x\r\n", 500) + "550 5.1.1 no\r\n",
+			want: mail.Reply{Code: 550, Enhanced: mail.EnhancedCode{Class: 5, Subject: 1, Detail: 1}, Lines: slices.Repeat([]string{"x"}, 128)},
+		},
+		{
+			in: strings.Repeat("250-"+strings.Repeat("x", 1500)+"\r\n", 40) + "250 2.0.0 done\r\n",
+			want: mail.Reply{Code: 250, Enhanced: mail.EnhancedCode{Class: 2},
+				Lines: []string{strings.Repeat("x", 1500), strings.Repeat("x", 500)}},
+		},
+		{in: "550 x" + strings.Repeat("é", 1500) + "\r\n", want: mail.Reply{Code: 550, Lines: []string{"x" + strings.Repeat("é", 999)}}},
+		{in: strings.Repeat("250-x\r\n", 200000), err: ErrReply},
+		{in: "250 " + strings.Repeat("x", 2<<20), err: ErrReply},
 	}
 	for _, tt := range tests {
 		for name, r := range map[string]io.Reader{
@@ -87,6 +102,19 @@ func TestReadReplyGroup(t *testing.T) {
 	}
 	if _, err := ReadReply(r); !errors.Is(err, io.EOF) {
 		t.Fatalf("at the end: %v", err)
+	}
+}
+
+// The words of a reply to EHLO are not dropped where those of another are.
+func TestReadHelloReply(t *testing.T) {
+	in := "250-mail.example\r\n" + strings.Repeat("250-X"+strings.Repeat("x", 99)+"\r\n", 100) + "250 STARTTLS\r\n"
+	reply, err := ReadHelloReply(bufio.NewReader(strings.NewReader(in)))
+	if err != nil || len(reply.Lines) != 102 || reply.Lines[101] != "STARTTLS" {
+		t.Errorf("%d lines, %v", len(reply.Lines), err)
+	}
+	in = strings.Repeat("250-"+strings.Repeat("x", 1000)+"\r\n", 500) + "250 STARTTLS\r\n"
+	if reply, err = ReadHelloReply(bufio.NewReader(strings.NewReader(in))); err != nil || len(reply.Text()) > maxHelloText+maxReplyLines {
+		t.Errorf("%d octets, %v", len(reply.Text()), err)
 	}
 }
 
@@ -118,7 +146,7 @@ func FuzzReadReply(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		reply, err := ReadReply(bufio.NewReader(strings.NewReader(string(in))))
+		reply, err := ReadReply(bufio.NewReaderSize(strings.NewReader(string(in)), 64))
 		if err != nil {
 			if reply.Code != 0 || reply.Lines != nil {
 				t.Fatalf("reply %+v with error %v", reply, err)
@@ -127,6 +155,9 @@ func FuzzReadReply(f *testing.F) {
 		}
 		if reply.Code < 200 || reply.Code > 599 || len(reply.Lines) == 0 || !reply.Enhanced.IsZero() && int(reply.Enhanced.Class) != reply.Code/100 {
 			t.Fatalf("reply %+v", reply)
+		}
+		if text := reply.Text(); len(text) > MaxReplyText+maxReplyLines {
+			t.Fatalf("%d octets are kept", len(text))
 		}
 		for _, line := range reply.Lines {
 			if !utf8.ValidString(line) || strings.ContainsAny(line, "\r\n\x00\x7f") {

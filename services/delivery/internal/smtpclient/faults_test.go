@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,6 +48,8 @@ func TestEveryFaultAtEveryPhase(t *testing.T) {
 		{"4yz", smtptest.Reply(451, "4.3.0 not now"), 451, nil, false, false},
 		{"5yz", smtptest.Reply(550, "5.7.1 no"), 550, nil, false, false},
 		{"5yz in lines", smtptest.Reply(550, "5.7.1 no", "5.7.1 really", "5.7.1 no"), 550, nil, false, false},
+		{"5yz in 300 lines", smtptest.Reply(550, slices.Repeat([]string{"5.7.1 no"}, 300)...), 550, nil, false, false},
+		{"5yz in a line of 50 KiB", smtptest.Raw("550 5.7.1 " + strings.Repeat("no", 25<<10) + "\r\n"), 550, nil, false, false},
 		{"5yz byte by byte", smtptest.Bytewise(smtptest.Reply(550, "5.7.1 no", "and no")), 550, nil, false, false},
 		{"421 and goes on", smtptest.Reply(421, "4.3.2 bye"), 421, nil, true, false},
 		{"421 and closes", smtptest.Then(smtptest.Reply(421, "4.3.2 bye"), smtptest.Drop()), 421, nil, true, false},

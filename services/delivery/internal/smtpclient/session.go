@@ -145,10 +145,14 @@ func (s *Session) flushCommands(timeout time.Duration) error {
 func (s *Session) await(phase mail.Phase, timeout time.Duration) (mail.Reply, error) {
 	err := s.conn.SetReadDeadline(time.Now().Add(timeout))
 	var reply mail.Reply
-	if err == nil {
+	switch {
+	case err != nil:
+	case phase == mail.PhaseHello:
+		reply, err = smtp.ReadHelloReply(s.r)
+	default:
 		reply, err = smtp.ReadReply(s.r)
 	}
-	s.saw(Step{Phase: phase, Reply: reply, Err: err, Took: time.Since(s.sentAt)})
+	s.saw(Step{Phase: phase, Reply: reply.Within(smtp.MaxReplyText), Err: err, Took: time.Since(s.sentAt)})
 	return reply, err
 }
 
