@@ -32,7 +32,7 @@
 //	shelve    mail of a site none of whose hosts answers      shelve.go
 //	session   one connection, and the jobs that it serves     session.go
 //	attempt   one go at a job: dial, load, relay              attempt.go, load.go
-//	judge     what each answer means                          trouble.go
+//	judge     what each answer means, and whose fault it is   trouble.go, internal/blame
 //	heard     rules that replies set off, hosts that ask for  measure.go,
 //	          patience, what operators have suspended         internal/adapt
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go

@@ -393,3 +393,38 @@ func TestBlockedSourceIsTakenOutForItsSite(t *testing.T) {
 	last := r.accept(1, message{domain: "example.test"})[0]
 	r.until("an operator has it tried again", 20*time.Second, func() bool { return r.show(last).Recipients[0].State == "relayed" })
 }
+
+// A refusal that speaks of the address is one for another source, whatever its
+// code; one that speaks of the sender, the content or the recipient is one for
+// the sender, and costs no source.
+func TestWhoIsBlamedDecidesBetweenSourceAndSender(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.source("one", "127.0.0.11")
+	r.source("two", "127.0.0.12")
+	r.pool("default", "one=1000", "two")
+	refusing := func(domain mail.Domain, code int, text string) (*smtptest.Server, mail.QueueID) {
+		mx := smtptest.Start(t, smtptest.Script{Discard: true, Rules: []smtptest.Rule{{At: smtptest.Rcpt, Times: 1, Do: smtptest.Reply(code, text)}}})
+		r.route(domain, mail.Site("mx."+string(domain)), mx.Addr())
+		return mx, r.accept(1, message{domain: domain})[0]
+	}
+	banned, ofAddress := refusing("banned.test", 550, "5.7.606 Access denied, banned sending IP [127.0.0.11]")
+	_, ofDomain := refusing("domain.test", 550, "5.7.1 Service unavailable, MailFrom domain is listed in Spamhaus")
+	_, ofUser := refusing("user.test", 550, "5.1.1 no such user; further attempts and your host will be blocked")
+	r.start(r.config(unlimited))
+	r.conduct()
+	r.settled(1)
+	r.drained(30 * time.Second)
+	for id, want := range map[mail.QueueID]string{ofAddress: "relayed", ofDomain: "failed", ofUser: "failed"} {
+		if s := r.show(id); s.Recipients[0].State != want {
+			t.Errorf("%s, want %s: %s", s.Recipients[0].State, want, describe(s.Attempts))
+		}
+	}
+	if n := bySource(banned); n["127.0.0.12"] != 1 {
+		t.Errorf("arrived by source: %v, want one from the other source", n)
+	}
+	all, err := r.db.Sources(t.Context())
+	if err != nil || len(all.Blocks) != 1 || all.Blocks[0].Site != "mx.banned.test" {
+		t.Errorf("blocks %+v, %v, want one, for mx.banned.test", all.Blocks, err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery/internal/blame"
 )
 
 const day = 24 * time.Hour
@@ -110,4 +111,6 @@ func (a *attempt) blocked(reply mail.Reply) {
 
 // isBlocked reports whether a reply means the source, and not the message.
 // Without sources there is no other one to go on with.
-func (a *attempt) isBlocked(r mail.Reply) bool { return a.source != here && blocksUs(r) }
+func (a *attempt) isBlocked(r mail.Reply) bool {
+	return a.source != here && blame.Of(r) == blame.Address
+}

@@ -116,10 +116,18 @@ func slower(r shaping.Rate, share float64) shaping.Rate {
 
 // patience is how hosts ask to be sent less. Greylisting (RFC 6647) is not
 // among it: it is about one message, and passes by waiting.
-var patience = regexp.MustCompile(`(?i)rate.?limit|limit.{0,20}rate|too (many|much|fast)|slow(ing)? ?down|throttl|temporarily deferred|` +
-	`server (is )?(too )?busy|unusual(ly high)? rate|exceed(s|ed|ing)? .{0,40}(rate|limit|connection|quota|messages per)|maximum .{0,20}connections|concurren(t|cy)`)
+var patience = regexp.MustCompile(`(?i)` + plain + `|rate.?limit|limit.{0,20}rate|too (many|much|fast)|temporarily deferred|` +
+	`unusual(ly high)? rate|exceed(s|ed|ing)? .{0,40}(rate|limit|connection|quota|messages per)|maximum .{0,20}connections|concurren(t|cy)`)
 
-var greylisted = regexp.MustCompile(`(?i)gr[ae]y.?list`)
+// plain is how they say it of the host, whatever the code, and never of one
+// mailbox.
+const plain = `throttl|too many (\w+ )?(connections|sessions|e?mails)\b|slow(ing)? ?down|server (is )?(too )?busy`
+
+var (
+	plainly    = regexp.MustCompile(`(?i)` + plain)
+	ofOne      = regexp.MustCompile(`(?i)\b(user|recipient|mailbox|account)\b`)
+	greylisted = regexp.MustCompile(`(?i)gr[ae]y.?list`)
+)
 
 // AsksForPatience reports whether a reply asks us to send less for a while,
 // rather than to try one message again later.
@@ -135,6 +143,8 @@ func AsksForPatience(reply mail.Reply) bool {
 		return true
 	case e.Subject == 7 && e.Detail == 28: // Google's: an unusual rate
 		return true
+	case plainly.MatchString(text) && !ofOne.MatchString(text):
+		return true // Comcast says 4.2.0, Cox 4.1.0
 	case e.Subject == 2, e.Subject == 5 && e.Detail == 3, e.Subject == 1:
 		return false // of one mailbox, or RCPT's bound on recipients
 	}
