@@ -37,6 +37,7 @@ var keys = map[string]key{
 	"homes":                         limit(field(parts, func(v *Values) *int { return &v.Homes })),
 	"source_selection_rate":         field(rate, func(v *Values) *Rate { return &v.SelectionRate }),
 	"max_recipients_per_batch":      field(count, func(v *Values) *int { return &v.RecipientsPerTransaction }),
+	"max_domains_per_batch":         domains(),
 	"idle_timeout":                  field(duration, func(v *Values) *retry.Duration { return (*retry.Duration)(&v.IdleTimeout) }),
 	"enable_tls":                    field(tlsLevel, func(v *Values) *mail.TLSLevel { return &v.TLS }),
 	"enable_dane":                   field(boolean, func(v *Values) *bool { return &v.DANE }),
@@ -94,6 +95,18 @@ func into[T any](read value[T], set func(*draft, T)) key {
 func field[T any](read value[T], at func(*Values) *T) key {
 	k := into(read, func(d *draft, v T) { *at(&d.Values) = v })
 	k.show = func(v *Values) string { return fmt.Sprint(*at(v)) }
+	return k
+}
+
+// domains makes the key of the domains in one transaction.
+func domains() key {
+	k := field(count, func(v *Values) *int { return &v.DomainsPerTransaction })
+	k.show = func(v *Values) string {
+		if v.DomainsPerTransaction == 0 {
+			return "1, at a smart host any number"
+		}
+		return fmt.Sprint(v.DomainsPerTransaction)
+	}
 	return k
 }
 

@@ -48,6 +48,10 @@ type Values struct {
 	Named bool
 
 	RecipientsPerTransaction int // max_recipients_per_batch, 1 or more
+	// DomainsPerTransaction is max_domains_per_batch, 1 or more: how many
+	// domains that the same hosts serve may share a transaction. 0 is one, and
+	// any number at a smart host.
+	DomainsPerTransaction int
 	// Rules are the automation that holds for the replies, lowest layer first.
 	Rules []Rule
 

@@ -240,6 +240,41 @@ func TestTooManyRecipientsGoInTheNextTransaction(t *testing.T) {
 	}
 }
 
+// A host that serves many domains may take one of them in a transaction. By
+// default it is asked for no more; if it is, the others go at once.
+func TestDomainsOfOneHost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	one := smtptest.Rule{At: smtptest.Rcpt, Skip: 1, Each: smtptest.PerTransaction,
+		Do: smtptest.Reply(451, "4.3.0 Multiple destination domains per transaction is unsupported. Please try again.")}
+	hosting := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{one}})
+	smart := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{one}})
+	r.route("shop.test", "mx.hosting.test", hosting.Addr())
+	r.sameRoute("shop.test", "blog.test", "club.test", "firm.test")
+	r.route("a.test", "smart.test", smart.Addr())
+	r.routes["a.test"].SmartHost = true
+	r.sameRoute("a.test", "b.test", "c.test")
+	ids := append(r.accept(1, message{domain: "shop.test", others: []mail.Domain{"blog.test", "club.test", "firm.test"}}),
+		r.accept(1, message{domain: "a.test", others: []mail.Domain{"b.test", "c.test"}})...)
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	r.drained(10 * time.Second)
+	for _, id := range ids {
+		if s := r.show(id); slices.ContainsFunc(s.Attempts, func(a store.StoryAttempt) bool { return a.Action != mail.Relayed }) {
+			t.Errorf("%s, want each recipient relayed at once", describe(s.Attempts))
+		}
+	}
+	for _, m := range hosting.Transactions() {
+		if len(m.Recipients) != 1 {
+			t.Errorf("%d recipients in a transaction, want those of one domain", len(m.Recipients))
+		}
+	}
+	if n := len(smart.Messages()); n != 3 {
+		t.Errorf("%d messages at the smart host, want 3", n)
+	}
+}
+
 func TestSecondHostTakesOverAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -27,11 +27,11 @@ type claim struct {
 
 // admitted is a request with a place reserved at its site.
 type admitted struct {
-	site           *site
-	flow           flow
-	request        *mail.DeliveryRequest
-	perTransaction int   // recipients
-	load           *load // not nil if a connection takes it next: its content comes with the claim
+	site    *site
+	flow    flow
+	request *mail.DeliveryRequest
+	bounds  bounds
+	load    *load // not nil if a connection takes it next: its content comes with the claim
 }
 
 // receive takes the requests of a frame: those of our slots are claimed, or
@@ -60,8 +60,8 @@ func (w *worker) receive(ctx context.Context, requests []*mail.DeliveryRequest) 
 		f := w.flowOf(r)
 		switch place, why := s.admit(r, f, v); {
 		case place != none:
-			a := admitted{site: s, flow: f, request: r, perTransaction: v.RecipientsPerTransaction}
-			if place == connected && len(r.Recipients) <= v.RecipientsPerTransaction {
+			a := admitted{site: s, flow: f, request: r, bounds: boundsOf(r, v)}
+			if place == connected && a.bounds.holds(r.Recipients) {
 				a.load = w.tryReserve(r)
 			}
 			c.admitted = append(c.admitted, a)
@@ -128,7 +128,7 @@ func (w *worker) claim(claims []*claim) {
 		for _, a := range c.admitted {
 			var jobs []*job
 			if err == nil {
-				jobs = w.split(a.request, a.perTransaction)
+				jobs = w.split(a.request, a.bounds)
 			}
 			if a.load != nil && len(jobs) == 1 && contents[i].Bytes != nil {
 				a.load.content = contents[i]

@@ -1,11 +1,13 @@
 package delivery
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
 )
@@ -26,9 +28,45 @@ type job struct {
 	last     smtpclient.Answer // of the session that broke last
 }
 
+// bounds is how much goes into one transaction.
+type bounds struct {
+	recipients int
+	domains    int // 0: any number
+}
+
+// boundsOf returns how much of a request goes into one transaction. Hosts that
+// serve many domains may want one at a time; a smart host takes what comes, as
+// with Postfix, unless it is said otherwise.
+func boundsOf(r *mail.DeliveryRequest, v shaping.Values) bounds {
+	b := bounds{v.RecipientsPerTransaction, v.DomainsPerTransaction}
+	if b.domains == 0 && !r.Route.SmartHost {
+		b.domains = 1
+	}
+	return b
+}
+
+// holds reports whether one transaction holds all recipients.
+func (b bounds) holds(all []mail.Pending) bool {
+	return len(all) <= max(b.recipients, 1) && b.ofDomains(all) == len(all)
+}
+
+// ofDomains returns how many of the first recipients one transaction may have
+// for their domains, when those of a domain stand together.
+func (b bounds) ofDomains(all []mail.Pending) int {
+	domains := 0
+	for i := range all {
+		if i == 0 || all[i].Domain != all[i-1].Domain {
+			if domains++; domains > b.domains && b.domains > 0 {
+				return i
+			}
+		}
+	}
+	return len(all)
+}
+
 // split returns one job for each transaction that the request needs.
-func (w *worker) split(request *mail.DeliveryRequest, perTransaction int) []*job {
-	jobs := split(request, perTransaction)
+func (w *worker) split(request *mail.DeliveryRequest, b bounds) []*job {
+	jobs := split(request, b)
 	f := w.flowOf(request)
 	for _, j := range jobs {
 		j.flow = f
@@ -47,12 +85,17 @@ func (w *worker) flow(f store.Flow) flow {
 	return flow{f.Priority, w.poolOf(f.Pool, f.Tenant), f.Tenant, f.Campaign}
 }
 
-func split(request *mail.DeliveryRequest, perTransaction int) []*job {
+func split(request *mail.DeliveryRequest, b bounds) []*job {
 	var jobs []*job
 	now := time.Now()
 	families := familiesOf(request.Route)
-	for rest := request.Recipients; len(rest) > 0; {
-		n := min(len(rest), max(perTransaction, 1))
+	rest := request.Recipients
+	if b.domains > 0 && !b.holds(rest) {
+		rest = slices.Clone(rest)
+		slices.SortStableFunc(rest, func(a, b mail.Pending) int { return cmp.Compare(a.Domain, b.Domain) })
+	}
+	for len(rest) > 0 {
+		n := min(b.ofDomains(rest), max(b.recipients, 1))
 		part := *request
 		part.Recipients = rest[:n:n]
 		rest = rest[n:]

@@ -3,6 +3,7 @@ package delivery
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/shaping"
 )
 
 func TestSharesAreFairAndComplete(t *testing.T) {
@@ -144,7 +146,7 @@ func TestSplit(t *testing.T) {
 	for i := range r.Recipients {
 		r.Recipients[i].No = int32(i)
 	}
-	jobs := split(r, 100)
+	jobs := split(r, bounds{recipients: 100})
 	var seen []int32
 	for _, j := range jobs {
 		for _, p := range j.request.Recipients {
@@ -158,8 +160,55 @@ func TestSplit(t *testing.T) {
 	if n := len(part.request.Recipients); n != 2 || len(jobs[2].request.Recipients) != 50 {
 		t.Errorf("%d recipients in a part of 2, and %d in the job itself", n, len(jobs[2].request.Recipients))
 	}
-	if len(split(&mail.DeliveryRequest{Route: &mail.Route{}}, 100)) != 0 {
+	if len(split(&mail.DeliveryRequest{Route: &mail.Route{}}, bounds{recipients: 100})) != 0 {
 		t.Error("a request without recipients makes a job")
+	}
+}
+
+// Where the same hosts serve several domains, a transaction has recipients of
+// one, as with KumoMTA and Postfix; at a smart host of all.
+func TestSplitByDomain(t *testing.T) {
+	of := func(domains string) (all []mail.Pending) {
+		for i, d := range domains {
+			all = append(all, mail.Pending{Recipient: mail.Recipient{No: int32(i), Domain: mail.Domain(d)}})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		domains   string
+		smartHost bool
+		v         shaping.Values
+		want      string
+	}{
+		{"aaa", false, shaping.Values{}, "aaa"},
+		{"abab", false, shaping.Values{}, "aa bb"},
+		{"abab", true, shaping.Values{}, "abab"},
+		{"abab", true, shaping.Values{DomainsPerTransaction: 1}, "aa bb"},
+		{"abcab", false, shaping.Values{DomainsPerTransaction: 2}, "aabb c"},
+		{"abc", false, shaping.Values{DomainsPerTransaction: 3}, "abc"},
+		{"aabaa", false, shaping.Values{RecipientsPerTransaction: 3}, "aaa a b"},
+		{"abab", true, shaping.Values{RecipientsPerTransaction: 3}, "aba b"},
+		{"", false, shaping.Values{}, ""},
+	} {
+		if c.v.RecipientsPerTransaction == 0 {
+			c.v.RecipientsPerTransaction = 100
+		}
+		r := &mail.DeliveryRequest{Route: &mail.Route{SmartHost: c.smartHost}, Recipients: of(c.domains)}
+		b := boundsOf(r, c.v)
+		var got []string
+		for _, j := range split(r, b) {
+			one := ""
+			for _, p := range j.request.Recipients {
+				one += string(p.Domain)
+			}
+			got = append(got, one)
+		}
+		if s := strings.Join(got, " "); s != c.want || b.holds(r.Recipients) != (len(got) < 2) {
+			t.Errorf("%s, %+v: transactions %q, want %q; one holds all: %v", c.domains, b, s, c.want, b.holds(r.Recipients))
+		}
+		if !slices.EqualFunc(r.Recipients, of(c.domains), func(a, b mail.Pending) bool { return a.No == b.No }) {
+			t.Errorf("%s: the request itself has changed", c.domains)
+		}
 	}
 }
 

@@ -97,7 +97,7 @@ func (w *worker) carryOut(ctx context.Context, s *site) error {
 		r.SetSlot(s.slot)
 		v := w.values(r)
 		s.learn(r, v)
-		split := w.split(r, v.RecipientsPerTransaction)
+		split := w.split(r, boundsOf(r, v))
 		got[split[0].flow] += len(r.Recipients)
 		jobs = append(jobs, split...)
 	}

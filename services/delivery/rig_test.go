@@ -89,9 +89,19 @@ func (r *rig) route(domain mail.Domain, site mail.Site, addrs ...netip.AddrPort)
 	r.routes[domain] = route
 }
 
+// sameRoute sends domains the way of another one.
+func (r *rig) sameRoute(as mail.Domain, domains ...mail.Domain) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range domains {
+		r.routes[d] = r.routes[as]
+	}
+}
+
 // message describes what accept is to store.
 type message struct {
 	domain     mail.Domain
+	others     []mail.Domain // of recipients beside those of domain
 	recipients int
 	content    []byte
 	lifetime   time.Duration
@@ -121,6 +131,11 @@ func (r *rig) accept(n int, m message) []mail.QueueID {
 				ForwardPath: mail.ForwardPath(fmt.Sprintf("%s-%d@%s", s.ID, i+1, m.domain)),
 			})
 		}
+		for _, d := range m.others {
+			s.Recipients = append(s.Recipients, mail.Recipient{
+				No: int32(len(s.Recipients) + 1), Domain: d, ExpiresAt: s.AcceptedAt.Add(m.lifetime), ForwardPath: mail.ForwardPath("other@" + string(d)),
+			})
+		}
 		ids = append(ids, s.ID)
 		group = append(group, s)
 	}
@@ -140,12 +155,13 @@ func (r *rig) requests(ctx context.Context) ([]*mail.DeliveryRequest, error) {
 	defer r.mu.Unlock()
 	var all []*mail.DeliveryRequest
 	for _, q := range queued {
-		by := map[mail.Domain]*mail.DeliveryRequest{}
+		by := map[*mail.Route]*mail.DeliveryRequest{}
 		for _, p := range q.Recipients {
-			req := by[p.Domain]
+			route := r.routes[p.Domain]
+			req := by[route]
 			if req == nil {
-				req = &mail.DeliveryRequest{Message: q.Message, Route: r.routes[p.Domain]}
-				by[p.Domain] = req
+				req = &mail.DeliveryRequest{Message: q.Message, Route: route}
+				by[route] = req
 				all = append(all, req)
 			}
 			req.Recipients = append(req.Recipients, p)

@@ -87,7 +87,7 @@ func TestWhatNoSourceCanServeFreesItsContent(t *testing.T) {
 		Route:      &mail.Route{Site: "a.test", Hosts: []mail.Host{{Name: "mx.a.test", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}}},
 		Recipients: []mail.Pending{{Recipient: mail.Recipient{Domain: "a.test"}}},
 	}
-	j := w.split(request, 1)[0]
+	j := w.split(request, bounds{recipients: 1})[0]
 	if j.load = w.tryReserve(request); j.load == nil {
 		t.Fatal("no room for the content")
 	}

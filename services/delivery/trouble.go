@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -195,6 +196,8 @@ func (c circumstances) transactionTrouble() verdict {
 			v.move = moveSameSession
 		}
 		return v
+	case a.Phase == mail.PhaseRcpt && c.accepted && a.Reply.Transient() && oneDomain.MatchString(a.Reply.Text()):
+		return delayed(a, scopeRecipient, moveSameSession)
 	case a.Reply.Permanent():
 		return verdict{action: mail.Failed, status: statusOf(a, 5), scope: c.width(), move: moveSettle}
 	case a.Reply.Transient() && a.Phase != mail.PhaseRcpt && statusOf(a, 4).Subject == 3:
@@ -249,6 +252,11 @@ func tooManyRecipients(r mail.Reply) bool {
 	}
 	return false
 }
+
+// oneDomain is how hosts of many domains say that a transaction may have
+// recipients of one of them only: Google's "multiple destination domains per
+// transaction is unsupported".
+var oneDomain = regexp.MustCompile(`(?i)\b(?:multiple|several|different|one|more than one|single|same) (?:\w+ )?domains?\b.{0,40}\b(?:transaction|session|message|at a time|connection)`)
 
 func delayed(a smtpclient.Answer, s scope, m move) verdict {
 	return verdict{action: mail.Delayed, status: statusOf(a, 4), scope: s, move: m}

@@ -124,6 +124,10 @@ func TestJudge(t *testing.T) {
 		{"452", circumstances{answer: said(mail.PhaseRcpt, "452 enough"), accepted: true, last: true}, mail.Delayed, "4.5.3", scopeRecipient, moveSameSession},
 		{"552 too many", circumstances{answer: said(mail.PhaseRcpt, "552 Too many recipients"), accepted: true}, mail.Delayed, "4.5.3", scopeRecipient, moveSameSession},
 		{"552 5.5.3", circumstances{answer: said(mail.PhaseRcpt, "552 5.5.3 enough"), accepted: true}, mail.Delayed, "4.5.3", scopeRecipient, moveSameSession},
+		{"another domain", circumstances{answer: said(mail.PhaseRcpt, "451 4.3.0 Multiple destination domains per transaction is unsupported. Please try again."), accepted: true}, mail.Delayed, "4.3.0", scopeRecipient, moveSameSession},
+		{"another domain, none accepted", circumstances{answer: said(mail.PhaseRcpt, "451 4.3.0 Several destination domains in one transaction are not supported here.")}, mail.Delayed, "4.3.0", scopeRecipient, moveSettle},
+		{"another domain in other words", circumstances{answer: said(mail.PhaseRcpt, "450 4.5.0 only one domain at a time"), accepted: true}, mail.Delayed, "4.5.0", scopeRecipient, moveSameSession},
+		{"one domain, else", circumstances{answer: said(mail.PhaseRcpt, "451 4.7.1 too much mail from your domain"), accepted: true}, mail.Delayed, "4.7.1", scopeRecipient, moveSettle},
 		{"452 4.5.3, none accepted", circumstances{answer: said(mail.PhaseRcpt, "452 4.5.3 enough")}, mail.Delayed, "4.5.3", scopeRecipient, moveSettle},
 
 		// DATA and the final dot speak of all recipients that were accepted.
