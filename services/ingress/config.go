@@ -12,6 +12,7 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/certs"
 	"github.com/postrider/postrider/services/ingress/internal/httpd"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // Config is what the environment says of ingress.
@@ -22,6 +23,7 @@ type Config struct {
 	Listeners   listeners    `envconfig:"SMTP_LISTENERS" desc:"Any number of listeners more, each with its own networks, limits, TLS and AUTH: docs/listeners.md. Such as: 10.0.0.5:25 networks=10.0.0.0/8 tls=no; :2526 auth=required max-recipients=50"`
 	Hostname    string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
 	SMTP        smtpd.Config // limits and policy of the sessions
+	Spool       spool.Config
 	HTTP        httpd.Config
 	TLS         certs.Config
 	Access      access.Config

@@ -18,6 +18,7 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/certs"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 	"github.com/postrider/postrider/services/ingress/internal/straight"
 )
 
@@ -190,13 +191,17 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 			door.Config.Hostname, door.Config.Lifetime = cfg.SMTP.Hostname, cfg.SMTP.Lifetime
 		}
 	}
+	content, err := spool.Open(cfg.Spool)
+	if err != nil {
+		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
+	}
 	publisher := straight.New(deps.Bus)
-	committer := commit.New(deps.Store, publisher, cfg.SMTP.CommitTimeout)
+	committer := commit.New(deps.Store, publisher, cfg.SMTP.CommitTimeout, cfg.SMTP.Streams)
 	keeper, err := access.New(deps.Store, cfg.Access)
 	if err != nil {
 		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
 	}
-	with := smtpd.Deps{Committer: committer, Access: keeper}
+	with := smtpd.Deps{Committer: committer, Access: keeper, Spool: content}
 	if deps.Listener.certs != nil {
 		with.TLS = deps.Listener.certs
 	}

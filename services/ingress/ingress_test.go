@@ -52,6 +52,7 @@ func testConfig() ingress.Config {
 	cfg.SMTP.MinDataRate = 1024
 	cfg.SMTP.MemoryBytes = 64 << 20
 	cfg.SMTP.Streams = 2
+	cfg.Spool.Bytes = 256 << 20
 	cfg.SMTP.CommitTimeout = 3 * time.Second
 	cfg.SMTP.DrainTimeout = 5 * time.Second
 	cfg.SMTP.ReportLifetime = retry.Duration(24 * time.Hour)

@@ -54,6 +54,7 @@ type Committer struct {
 	timeout   time.Duration
 	metrics   *metrics
 	wake      chan struct{} // holds at most one signal: look at the state again
+	turns     chan struct{} // holds a token for each large message being written
 
 	mu      sync.Mutex // guards what follows
 	waiting []*Seat    // in the order of arrival
@@ -70,10 +71,14 @@ type Committer struct {
 
 // New returns a committer. A submission that is not committed within the
 // timeout fails: its client may have given up by then, and would send the
-// message again.
-func New(s accepter, p queuedPublisher, timeout time.Duration) *Committer {
+// message again. Of large messages so many are written at a time as streams
+// says.
+func New(s accepter, p queuedPublisher, timeout time.Duration, streams int) *Committer {
 	m := newMetrics()
-	return &Committer{store: s, publisher: newPublisher(p, m), timeout: timeout, metrics: m, wake: make(chan struct{}, 1)}
+	return &Committer{
+		store: s, publisher: newPublisher(p, m), timeout: timeout, metrics: m,
+		wake: make(chan struct{}, 1), turns: make(chan struct{}, streams),
+	}
 }
 
 // Run commits until ctx is done, then finishes what waits. Sessions must have
@@ -235,10 +240,26 @@ func (c *Committer) release(group []*Seat) {
 	c.signal()
 }
 
+// ErrBusy says that too many large messages wait to be written.
+var ErrBusy = errors.New("too many large messages at this moment")
+
+// Turn waits until a large message may be written, until ctx is done: ErrBusy.
+// End the turn soon after the content was read: others wait. Whoever has a
+// turn has all of the content; no client is waited for.
+func (c *Committer) Turn(ctx context.Context) (end func(), err error) {
+	select {
+	case c.turns <- struct{}{}:
+		return func() { <-c.turns }, nil
+	case <-ctx.Done():
+		return nil, ErrBusy
+	}
+}
+
 // AcceptStream makes one submission durable whose content is too large to
-// hold, in a transaction of its own, and publishes it. The error of content
-// is returned as it is wrapped by the store. The wait for Postgres is bounded
-// by the timeout each time that it has been given something to do.
+// hold, in a transaction of its own, and publishes it. The caller has a Turn.
+// The error of content is returned as it is wrapped by the store. The wait for
+// Postgres is bounded by the timeout each time that it has been given something
+// to do.
 func (c *Committer) AcceptStream(ctx context.Context, sub *mail.Submission, content io.Reader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

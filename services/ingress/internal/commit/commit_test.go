@@ -80,7 +80,7 @@ func (b *notingBus) PublishQueued(_ context.Context, messages []mail.QueuedMessa
 
 func run(t *testing.T, s *timedStore, b *notingBus, timeout time.Duration) *Committer {
 	t.Helper()
-	c := New(s, b, timeout)
+	c := New(s, b, timeout, 2)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
@@ -382,7 +382,7 @@ func TestPublishingNeverDelays(t *testing.T) {
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, b := &timedStore{took: commitTime}, &notingBus{}
-		c := New(s, b, time.Minute)
+		c := New(s, b, time.Minute, 2)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- c.Run(ctx) }()

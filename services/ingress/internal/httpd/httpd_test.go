@@ -111,7 +111,7 @@ func start(t *testing.T, change func(*Config)) *world {
 	if change != nil {
 		change(&cfg)
 	}
-	committer := commit.New(w.store, w.bell, 5*time.Second)
+	committer := commit.New(w.store, w.bell, 5*time.Second, 2)
 	w.server, err = New(cfg, committer, keeper)
 	must(err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

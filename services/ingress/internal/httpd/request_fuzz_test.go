@@ -95,7 +95,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("From: a@example.com\nBcc: z@example.org\n\nbare\n", "to=b@example.org&reverse_path=&notify=never", true, byte(1))
 	f.Add("From: a@example.com\r\nBcc: z@example.org\r\n\r\n8 bit \xff", "to=b@example.org%0d%0aX&envid=%0d&priority=9&send_at=x", true, byte(3))
 	kept := &shelf{}
-	committer := commit.New(kept, kept, time.Minute)
+	committer := commit.New(kept, kept, time.Minute, 2)
 	server, err := New(testConfig(), committer, everybody{})
 	if err != nil {
 		f.Fatal(err)

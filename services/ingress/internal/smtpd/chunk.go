@@ -7,6 +7,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // errInterrupted says that another command came where the next chunk was due.
@@ -34,10 +35,10 @@ func (s *session) doBDAT(arguments string) {
 		return
 	}
 	refusal := s.noContent()
-	var buf *buffer
+	var buf *spool.Buffer
 	if refusal.Code == 0 {
 		var ok bool
-		if buf, ok = newBuffer(&s.server.memory, max(size, s.mail.args.SizeBytes)); !ok {
+		if buf, ok = s.newBuffer(max(size, s.mail.args.SizeBytes)); !ok {
 			refusal = replyMemory
 		}
 	}

@@ -35,9 +35,9 @@ type Config struct {
 	ConnectionRate           int            `envconfig:"SMTP_CONNECTION_RATE" default:"0" desc:"New connections in a minute from one address, at each process, then 421; 0 is no limit."`
 	MessageRate              int            `envconfig:"SMTP_MESSAGE_RATE" default:"0" desc:"Messages in a minute from one address, at each process, then 450; 0 is no limit."`
 	IdleTimeout              time.Duration  `envconfig:"SMTP_IDLE_TIMEOUT" default:"5m" desc:"How long a client may be silent (RFC 5321 asks for 5 minutes or more)."`
-	MinDataRate              int64          `envconfig:"SMTP_MIN_DATA_RATE" default:"1024" desc:"Bytes per second that a client must reach while it sends content, beyond one idle timeout."`
-	MemoryBytes              int64          `envconfig:"SMTP_MEMORY_BYTES" default:"67108864" desc:"Content that all sessions of a process hold at a time, in bytes; more gets 452. A large message counts as 1.25 MiB."`
-	Streams                  int            `envconfig:"SMTP_STREAMS" default:"2" desc:"Messages over 1 MiB that are written to Postgres at a time. Each needs a connection of its own, so keep it below POSTRIDER_POSTGRES_MAX_CONNS by 2."`
+	MinDataRate              int64          `envconfig:"SMTP_MIN_DATA_RATE" default:"1024" desc:"Bytes per second that a client must reach while it sends content, in any time longer than one idle timeout. So a message is here or given up after its size at this rate and one idle timeout."`
+	MemoryBytes              int64          `envconfig:"SMTP_MEMORY_BYTES" default:"67108864" desc:"Memory for content and recipients of all sessions of a process at a time, in bytes; one client gets at most half of it. Content that has no room goes to POSTRIDER_SPOOL_DIRECTORY; what needs memory all the same gets 452."`
+	Streams                  int            `envconfig:"SMTP_STREAMS" default:"2" desc:"Messages over 1 MiB that are written to Postgres at a time, once they are here whole. Each needs a connection of its own, so keep it below POSTRIDER_POSTGRES_MAX_CONNS by 2."`
 	CommitTimeout            time.Duration  `envconfig:"SMTP_COMMIT_TIMEOUT" default:"10s" desc:"How long a client waits for the commit of its message before it gets 451."`
 	DrainTimeout             time.Duration  `envconfig:"SMTP_DRAIN_TIMEOUT" default:"20s" desc:"How long sessions may go on receiving content after a signal to stop."`
 	ReportLifetime           retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
@@ -67,7 +67,7 @@ func (c *Config) Validate() error {
 		{"SMTP_MAX_CONNECTIONS", int64(c.MaxConnections), 1},
 		{"SMTP_MAX_CONNECTIONS_PER_IP", int64(c.MaxConnectionsPerIP), 1},
 		{"SMTP_MIN_DATA_RATE", c.MinDataRate, 1},
-		{"SMTP_MEMORY_BYTES", c.MemoryBytes, 2 * streamMemory},
+		{"SMTP_MEMORY_BYTES", c.MemoryBytes, 2 << 20},
 		{"SMTP_STREAMS", int64(c.Streams), 1},
 	} {
 		if v.value < v.min {

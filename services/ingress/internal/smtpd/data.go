@@ -18,12 +18,17 @@ import (
 	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/mend"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
-// streamWait is how long a large message waits for its turn. The client is
-// blocked in the middle of its data meanwhile, where RFC 5321 §4.5.3.2.5
-// makes it wait for 3 minutes at least.
-const streamWait = time.Minute
+// turnWait is how long a large message, or one that is to be mended, waits for
+// its turn. The client has sent its end and waits for the reply, where RFC 5321
+// §4.5.3.2.6 makes it wait for 10 minutes.
+const turnWait = time.Minute
+
+// maxMended is the largest content that is mended: that of mend is in memory,
+// whole.
+const maxMended = 8 << 20
 
 var (
 	errTooLarge = errors.New("message too large")
@@ -46,7 +51,7 @@ func (s *session) doData(arguments string) {
 		s.refuse("DATA", replyBinaryData)
 		return
 	}
-	buf, ok := newBuffer(&s.server.memory, s.mail.args.SizeBytes)
+	buf, ok := s.newBuffer(s.mail.args.SizeBytes)
 	if !ok {
 		s.refuse("DATA", replyMemory)
 		return
@@ -58,6 +63,12 @@ func (s *session) doData(arguments string) {
 		s.dots.Reset(s.wire.in)
 	}
 	s.take("DATA", buf, &s.dots)
+}
+
+// newBuffer returns the buffer for content of about a size, or false when the
+// client has no room.
+func (s *session) newBuffer(sizeBytes int64) (*spool.Buffer, bool) {
+	return s.server.spool.Buffer(s.server.memory, s.client.Address, sizeBytes)
 }
 
 // noContent says why no content may come now.
@@ -73,8 +84,8 @@ func (s *session) noContent() mail.Reply {
 
 // take receives content, and replies to its end. The transaction is over
 // then, however it ended.
-func (s *session) take(verb string, buf *buffer, content io.Reader) {
-	defer buf.close()
+func (s *session) take(verb string, buf *spool.Buffer, content io.Reader) {
+	defer buf.Close()
 	defer s.mail.clear()
 	in := newIncoming(s, content)
 	defer in.close()
@@ -104,6 +115,7 @@ type incoming struct {
 	content io.Reader // ends with io.EOF or smtp.ErrBareNewline
 	lines   io.Reader // content, with the line ends that are relayed
 	began   time.Time
+	due     time.Time // when the next octets must be there
 	size    int64
 	line    int   // octets of the line so far
 	maxLine int   // of a line with its CR; 0 is no limit
@@ -112,23 +124,31 @@ type incoming struct {
 }
 
 func newIncoming(s *session, content io.Reader) *incoming {
-	in := &incoming{s: s, content: content, lines: content, began: time.Now()}
+	now := time.Now()
+	in := &incoming{s: s, content: content, lines: content, began: now, due: now.Add(s.cfg.IdleTimeout)}
 	if s.cfg.NormalizeNewlines && s.mail.args.Body != mail.BodyBinaryMIME {
 		in.lines = smtp.NewNewlineReader(content)
 	}
 	if limit := s.cfg.MaxLine; limit > 0 && s.mail.args.Body != mail.BodyBinaryMIME {
 		in.maxLine = limit + len("\r")
 	}
-	in.renew()
+	in.renew(0)
 	return in
 }
 
-// renew moves the deadline on by what has come: a client that sends slower
-// than the least rate is cut off, however steadily it sends.
-func (in *incoming) renew() {
+// renew moves the deadline on by what n octets have earned, at most to one
+// idle timeout from now: a client that sends slower than the least rate is cut
+// off, however steadily it sends and however fast it began. RFC 5321
+// §4.5.3.2.5 lets it pause for 3 minutes. So content is here at the latest
+// after one idle timeout and its size at the least rate.
+func (in *incoming) renew(n int) {
 	cfg := in.s.cfg
-	earned := time.Duration(float64(in.size) / float64(cfg.MinDataRate) * float64(time.Second))
-	in.s.wire.setDataDeadline(in.began.Add(cfg.IdleTimeout + earned))
+	most := time.Now().Add(cfg.IdleTimeout)
+	in.due = in.due.Add(time.Duration(float64(n) / float64(cfg.MinDataRate) * float64(time.Second)))
+	if in.due.After(most) {
+		in.due = most
+	}
+	in.s.wire.setDataDeadline(in.due)
 }
 
 func (in *incoming) close() { in.s.wire.setDataDeadline(time.Time{}) }
@@ -140,7 +160,7 @@ func (in *incoming) Read(p []byte) (int, error) {
 	}
 	n, err := in.lines.Read(p)
 	in.size += int64(n)
-	in.renew()
+	in.renew(n)
 	if err == nil && in.size > in.s.cfg.MaxMessageBytes {
 		err = errTooLarge
 	}
@@ -181,7 +201,7 @@ func (in *incoming) refuse(reply mail.Reply) (mail.Reply, error) {
 	for in.size < end {
 		n, err := in.content.Read(scratch)
 		in.size += int64(n)
-		in.renew()
+		in.renew(n)
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF), errors.Is(err, smtp.ErrBareNewline):
@@ -209,23 +229,25 @@ func (in *incoming) verdict() (mail.Reply, error) {
 
 // receive reads content into the buffer and returns the reply to the message.
 // An error means that the end of the content was not seen.
-func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
+func (s *session) receive(buf *spool.Buffer, in *incoming) (mail.Reply, error) {
 	for {
-		if len(buf.free()) == 0 {
-			if buf.large() && (buf.largest() || !s.toMend(in)) {
-				return s.stream(buf, in)
-			}
-			if !buf.grow() {
+		if len(buf.Free()) == 0 {
+			if err := buf.Room(); err != nil {
+				if !errors.Is(err, spool.ErrFull) {
+					slog.Error("content not kept", "client", s.client.Address, "error", err)
+				}
 				return in.refuse(replyMemory)
 			}
 		}
-		n, err := in.Read(buf.free())
-		buf.wrote(n)
+		n, err := in.Read(buf.Free())
+		buf.Wrote(n)
 		switch {
 		case err == nil:
+		case errors.Is(err, io.EOF) && buf.Spilled():
+			return s.stream(buf, in), nil
 		case errors.Is(err, io.EOF):
 			return s.accept(buf, in), nil
-		case errors.Is(err, errLongText) && s.toMend(in):
+		case errors.Is(err, errLongText) && s.cfg.MendLines:
 			return s.mend(buf, in), nil
 		default:
 			return in.verdict()
@@ -233,20 +255,33 @@ func (s *session) receive(buf *buffer, in *incoming) (mail.Reply, error) {
 	}
 }
 
-// toMend reports whether what has come has lines too long, that may be encoded.
-func (s *session) toMend(in *incoming) bool { return in.long && s.cfg.MendLines }
-
 // mend has a message committed whose lines are too long to be relayed, if
 // they can be encoded.
-func (s *session) mend(buf *buffer, in *incoming) mail.Reply {
-	if !buf.reserveMore(int64(4 * len(buf.content()))) { // more than it can become
+func (s *session) mend(buf *spool.Buffer, in *incoming) mail.Reply {
+	s.seat.Leave()
+	ctx, cancel := context.WithTimeout(s.server.ctx, turnWait)
+	defer cancel()
+	select {
+	case s.server.mending <- struct{}{}:
+		defer func() { <-s.server.mending }()
+	case <-ctx.Done():
 		return replyMemory
 	}
-	mended, err := mend.Lines(buf.content())
+	whole, err := buf.Whole()
+	switch {
+	case err != nil:
+		slog.Error("content not read back", "client", s.client.Address, "error", err)
+		return replyStore
+	case !whole && in.size > maxMended:
+		return replyLongText
+	case !whole || !buf.Borrow(int64(4*len(buf.Content()))): // more than it can become
+		return replyMemory
+	}
+	mended, err := mend.Lines(buf.Content())
 	switch {
 	case errors.Is(err, mend.ErrSigned):
 		return replyLongSigned
-	case err != nil || !buf.replace(mended):
+	case err != nil || !buf.Replace(mended):
 		return replyLongText
 	}
 	in.size = int64(len(mended))
@@ -254,13 +289,13 @@ func (s *session) mend(buf *buffer, in *incoming) mail.Reply {
 	return s.accept(buf, in)
 }
 
-// accept has a message committed whose content is all in the buffer.
-func (s *session) accept(buf *buffer, in *incoming) mail.Reply {
+// accept has a message committed whose content is all in memory.
+func (s *session) accept(buf *spool.Buffer, in *incoming) mail.Reply {
 	span, refusal := s.submit(buf, in)
 	if refusal.Code != 0 {
 		return refusal
 	}
-	s.sub.Content = buf.content()
+	s.sub.Content = buf.Content()
 	s.sub.SizeBytes = int64(len(s.sub.Content))
 	err := s.pay(s.sub.SizeBytes)
 	if err == nil {
@@ -271,33 +306,30 @@ func (s *session) accept(buf *buffer, in *incoming) mail.Reply {
 	return s.conclude(span, err)
 }
 
-// stream has a message committed whose content goes on behind the buffer.
-func (s *session) stream(buf *buffer, in *incoming) (mail.Reply, error) {
+// stream has a message committed whose content is in the spool.
+func (s *session) stream(buf *spool.Buffer, in *incoming) mail.Reply {
 	s.seat.Leave()
-	if !buf.reserveMore(streamMemory-largeBuffer) || !s.takeTurn() {
-		return in.refuse(replyMemory)
+	ctx, cancel := context.WithTimeout(s.server.ctx, turnWait)
+	defer cancel()
+	end, err := s.server.committer.Turn(ctx)
+	if err != nil {
+		return replyMemory
 	}
-	defer func() { <-s.server.streams }()
+	defer end()
+	if err := buf.Head(); err != nil {
+		slog.Error("content not read back", "client", s.client.Address, "error", err)
+		return replyStore
+	}
 	span, refusal := s.submit(buf, in)
 	if refusal.Code != 0 {
-		return in.refuse(refusal)
+		return refusal
 	}
-	till := &till{s: s, in: in}
-	all := io.MultiReader(bytes.NewReader(buf.content()), in, till)
-	err := s.server.committer.AcceptStream(context.Background(), &s.sub, all)
-	if err != nil && till.paid {
-		s.refund(in.size)
+	if err = s.pay(in.size); err == nil {
+		if err = s.server.committer.AcceptStream(context.Background(), &s.sub, buf.All()); err != nil {
+			s.refund(in.size)
+		}
 	}
-	if err != nil && in.err != nil && !errors.Is(in.err, io.EOF) { // the client's doing, not the store's
-		span.SetStatus(codes.Error, in.err.Error())
-		span.End()
-		return in.verdict()
-	}
-	reply := s.conclude(span, err)
-	if err != nil {
-		return in.refuse(reply)
-	}
-	return reply, nil
+	return s.conclude(span, err)
 }
 
 // pay counts the message against the limits of who sends it.
@@ -314,42 +346,11 @@ func (s *session) refund(size int64) {
 	}
 }
 
-// till stands behind content whose size is known only at its end: there is no
-// end before it is paid for.
-type till struct {
-	s    *session
-	in   *incoming
-	paid bool
-}
-
-func (t *till) Read([]byte) (int, error) {
-	if !t.paid {
-		if err := t.s.pay(t.in.size); err != nil {
-			return 0, err
-		}
-		t.paid = true
-	}
-	return 0, io.EOF
-}
-
-// takeTurn waits until fewer than the allowed large messages are under way.
-func (s *session) takeTurn() bool {
-	timer := time.NewTimer(streamWait)
-	defer timer.Stop()
-	select {
-	case s.server.streams <- struct{}{}:
-		return true
-	case <-timer.C:
-	case <-s.server.ctx.Done():
-	}
-	return false
-}
-
 // submit makes the submission from the transaction and the beginning of the
 // content, and puts our trace field there. A reply with a code refuses it.
-func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
+func (s *session) submit(buf *spool.Buffer, in *incoming) (trace.Span, mail.Reply) {
 	submission := s.id.Tenant != ""
-	h := readHeader(buf.content(), submission)
+	h := readHeader(buf.Content(), submission)
 	switch {
 	case h.tooLarge:
 		return nil, replyHeader
@@ -360,7 +361,7 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 	case submission && !s.mayFrom(h.from):
 		return nil, replyFrom
 	}
-	buf.cut(h.cuts)
+	buf.Cut(spans(h.cuts))
 	utf8 := s.mail.args.SMTPUTF8 && (!h.ascii || !s.mail.ascii())
 	client := s.client
 	client.Protocol = protocol{esmtp: s.esmtp, utf8: utf8, tls: s.tls != nil, auth: s.authed}.String()
@@ -403,13 +404,22 @@ func (s *session) submit(buf *buffer, in *incoming) (trace.Span, mail.Reply) {
 			attribute.String("client", client.Address.String()),
 			attribute.String("protocol", client.Protocol))
 	}
-	var field [headroom]byte
+	var field [spool.Headroom]byte
 	fields := s.appendReceived(field[:0])
 	if submission {
 		fields = s.appendMissing(fields, h)
 	}
-	buf.prepend(fields)
+	buf.Prepend(fields)
 	return span, mail.Reply{}
+}
+
+// spans says the same to the buffer.
+func spans(cuts []span) []spool.Span {
+	all := make([]spool.Span, len(cuts))
+	for i, c := range cuts {
+		all[i] = spool.Span{From: c.from, To: c.to}
+	}
+	return all
 }
 
 // conclude ends the walk of a message through ingress, one way or the other.

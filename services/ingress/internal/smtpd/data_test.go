@@ -6,13 +6,21 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/access"
+	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // text returns about size octets of lines with leading dots, 8-bit octets and
@@ -53,8 +61,8 @@ func stuffed(t *testing.T, content []byte) string {
 // every size of buffer and as a stream.
 func TestContentByteForByte(t *testing.T) {
 	for _, size := range []int{
-		0, 100, smallBuffer - headroom, smallBuffer, smallBuffer*growth - headroom, largeBuffer - headroom - 200, largeBuffer - headroom,
-		largeBuffer, 3 << 20,
+		0, 100, spool.Small - spool.Headroom, spool.Small, spool.Small*spool.Growth - spool.Headroom, spool.Large - spool.Headroom - 200, spool.Large - spool.Headroom,
+		spool.Large, 3 << 20,
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			store := &fakeStore{}
@@ -75,7 +83,7 @@ func TestContentByteForByte(t *testing.T) {
 				t.Errorf("size %d of %d, id %q", sub.SizeBytes, len(sub.Content), sub.HeaderID)
 			}
 			checkReceived(t, field, sub)
-			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+			eventually(t, "memory is given back", server.empty)
 		})
 	}
 }
@@ -110,7 +118,7 @@ func TestLargeContentIsMended(t *testing.T) {
 			} else if decoded, err := base64.StdEncoding.DecodeString(string(got[len(header):])); err != nil || !bytes.Equal(decoded, attachment) {
 				t.Errorf("the attachment came as %d octets, %v", len(decoded), err)
 			}
-			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+			eventually(t, "memory is given back", server.empty)
 		})
 	}
 }
@@ -127,7 +135,7 @@ func checkReceived(t *testing.T, field string, sub *mail.Submission) {
 
 // RFC 3030: the same content in chunks of any size, through every buffer.
 func TestChunksByteForByte(t *testing.T) {
-	for _, size := range []int{100, smallBuffer, 3 << 20} {
+	for _, size := range []int{100, spool.Small, 3 << 20} {
 		for _, chunk := range []int{77, 100_000, 4 << 20} {
 			if size/chunk > 1000 {
 				continue
@@ -154,7 +162,7 @@ func TestChunksByteForByte(t *testing.T) {
 			if _, got, ok := cutReceived(sub.Content); !ok || !bytes.Equal(got, content) {
 				t.Errorf("%d octets in chunks of %d came as %d", len(content), chunk, len(got))
 			}
-			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+			eventually(t, "memory is given back", server.empty)
 		}
 	}
 }
@@ -177,7 +185,7 @@ func TestLargeChunksGivenUp(t *testing.T) {
 	if n := len(store.submissions()); n != 0 {
 		t.Errorf("%d messages, want none", n)
 	}
-	eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+	eventually(t, "memory is given back", server.empty)
 }
 
 // A stream that is refused is read to its end: nothing in it is a command.
@@ -197,7 +205,6 @@ func TestLargeMessageRefused(t *testing.T) {
 		{name: "loop", reply: "554 5.4.6", wire: func(t *testing.T) string {
 			return strings.Repeat("Received: x\r\n", maxHops) + stuffed(t, big)
 		}},
-		{name: "no memory", reply: "452 4.3.1", set: func(c *Config, _ *fakeStore) { c.MemoryBytes = largeBuffer + 10 }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -219,7 +226,7 @@ func TestLargeMessageRefused(t *testing.T) {
 			if n := len(store.submissions()); n != 0 {
 				t.Errorf("%d messages, want none", n)
 			}
-			eventually(t, "memory is given back", func() bool { return server.memory.used.Load() == 0 })
+			eventually(t, "memory is given back", server.empty)
 		})
 	}
 }
@@ -254,35 +261,176 @@ func TestDisconnectInData(t *testing.T) {
 		c.envelope()
 		c.send(strings.TrimSuffix(stuffed(t, text(size)), ".\r\n"))
 		c.conn.Close()
-		eventually(t, "the session ends", func() bool { return server.count() == 0 && server.memory.used.Load() == 0 })
+		eventually(t, "the session ends", func() bool { return server.count() == 0 && server.empty() })
 		if n := len(store.submissions()); n != 0 {
 			t.Errorf("%d messages, want none", n)
 		}
 	}
 }
 
-// The budget holds over all sessions; it is no promise to one of them.
+// The budget holds over all sessions, and one client never has all of it.
 func TestMemoryBudget(t *testing.T) {
 	cfg := testConfig()
-	cfg.MemoryBytes = 2*smallBuffer + 100
+	cfg.MemoryBytes = 4*spool.Small + 100
+	cfg.XClientNetworks, cfg.RelayNetworks = prefixes("127.0.0.0/8"), prefixes("127.0.0.0/8", "192.0.2.0/24")
 	server := startServer(t, cfg, &fakeStore{})
-	first, second, third := server.client(t), server.client(t), server.client(t)
-	first.envelope()
-	second.envelope()
-	third.expect("220")
-	third.send("EHLO client.example\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n")
-	for range 3 {
-		third.expect("250")
+	greedy := []*client{server.client(t), server.client(t), server.client(t)}
+	for _, c := range greedy[:2] {
+		c.envelope()
 	}
-	third.expect("452 4.3.1")
-	second.send(strings.Repeat("a line of text\r\n", 2000) + ".\r\n") // needs a larger buffer
-	second.expect("452 4.3.1")
-	third.send("DATA\r\n") // there is room again
-	third.expect("354")
-	third.send(".\r\n")
-	third.expect("250 2.0.0 queued")
-	first.send(".\r\n")
-	first.expect("250 2.0.0 queued")
+	greedy[2].expect("220")
+	greedy[2].send("EHLO client.example\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n")
+	for range 3 {
+		greedy[2].expect("250")
+	}
+	greedy[2].expect("452 4.3.1")
+	other := server.client(t)
+	other.expect("220")
+	other.send("XCLIENT ADDR=192.0.2.1\r\n")
+	other.envelope()
+	other.send(strings.Repeat("a line of text\r\n", 200_000) + ".\r\n") // goes to disk
+	other.expect("250 2.0.0 queued")
+	greedy[0].send(".\r\n")
+	greedy[0].expect("250 2.0.0 queued")
+	greedy[2].send("DATA\r\n") // there is room again
+	greedy[2].expect("354")
+	greedy[2].send(".\r\n")
+	greedy[2].expect("250 2.0.0 queued")
+	greedy[1].send(".\r\n")
+	greedy[1].expect("250 2.0.0 queued")
+	eventually(t, "memory is given back", server.empty)
+}
+
+// Content that has no room on disk either is refused at its end, and so is
+// what cannot be written.
+func TestNoRoomForContent(t *testing.T) {
+	full, err := spool.Open(spool.Config{Directory: t.TempDir(), Bytes: 3 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := filepath.Join(t.TempDir(), "gone")
+	if err := os.Mkdir(gone, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lost, err := spool.Open(spool.Config{Directory: gone, Bytes: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	for name, room := range map[string]*spool.Spool{"full": full, "lost": lost} {
+		t.Run(name, func(t *testing.T) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := &fakeStore{}
+			server := startDoor(t, testConfig(), store, Door{Listener: listener}, Deps{Spool: room})
+			c := server.client(t)
+			c.envelope()
+			c.send(stuffed(t, text(3<<20)) + "NOOP\r\n")
+			c.expect("452 4.3.1")
+			c.expect("250")
+			c.transaction()
+			c.send("small\r\n.\r\n")
+			c.expect("250 2.0.0 queued")
+			if n := len(store.submissions()); n != 1 {
+				t.Errorf("%d messages, want one", n)
+			}
+			eventually(t, "memory is given back", server.empty)
+		})
+	}
+}
+
+// However many clients send large messages slowly, others do not wait for
+// them, in memory or for a turn.
+func TestSlowLargeMessages(t *testing.T) {
+	cfg := testConfig()
+	cfg.MemoryBytes = 4 << 20
+	store := &fakeStore{}
+	server := startServer(t, cfg, store)
+	content := stuffed(t, text(2<<20))
+	slow := make([]*client, 20)
+	for i := range slow {
+		slow[i] = server.client(t)
+		slow[i].envelope()
+		slow[i].send(content[:len(content)-5000])
+	}
+	fast := server.client(t)
+	fast.envelope()
+	fast.send(content)
+	fast.expect("250 2.0.0 queued")
+	if used := server.memory.Used(); used > 20*spool.Small {
+		t.Errorf("%d bytes of memory are held for 20 slow clients", used)
+	}
+	for _, c := range slow {
+		c.send(content[len(content)-5000:])
+	}
+	for _, c := range slow {
+		c.expect("250 2.0.0 queued")
+	}
+	if n := len(store.submissions()); n != 21 {
+		t.Errorf("%d messages, want 21", n)
+	}
+	eventually(t, "all is given back", server.empty)
+}
+
+// RFC 5321 §4.5.3.2.5 lets a client pause for three minutes. One that keeps a
+// session by an octet now and then is cut off, whatever it sent before.
+func TestLeastRate(t *testing.T) {
+	const rate = 1 << 10
+	for _, tt := range []struct {
+		name  string
+		first int // octets at once
+		block int // octets then, again and again
+		pause time.Duration
+		lasts time.Duration
+		ends  bool
+	}{
+		{"a dripping tap", 0, 1, 30 * time.Second, 6 * time.Minute, true},
+		{"after a fast beginning", 1 << 20, 1, 4 * time.Minute, 11 * time.Minute, true},
+		{"with long pauses", 0, 4 * 60 * rate, 4 * time.Minute, time.Hour, false},
+		{"slow and steady", 0, rate + 20, time.Second, time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			room := openSpool(t)
+			synctest.Test(t, func(t *testing.T) {
+				cfg := testConfig()
+				cfg.IdleTimeout, cfg.MinDataRate, cfg.MaxMessageBytes = 5*time.Minute, rate, 1<<30
+				committer := commit.New(&fakeStore{}, silentBus{}, time.Minute, 1)
+				server := New(cfg, Deps{Committer: committer, Spool: room})
+				defer server.metrics.unregister()
+				ours, theirs := net.Pipe()
+				over := make(chan struct{})
+				go func() {
+					defer close(over)
+					session := newSession(server, theirs, &Door{})
+					session.id = access.Network()
+					session.client.Hello = "client.example"
+					session.mail.open = true
+					session.mail.recipients = make([]mail.Recipient, 1)
+					session.doData("")
+					session.wire.hangUp()
+				}()
+				go func() { _, _ = io.Copy(io.Discard, ours) }()
+				send := func(n int) bool {
+					_, err := ours.Write(bytes.Repeat([]byte("x"), n))
+					return err == nil
+				}
+				ended := !send(tt.first)
+				for began := time.Now(); !ended && time.Since(began) < tt.lasts; {
+					<-time.After(tt.pause) // on the clock of synctest
+					ended = !send(tt.block)
+				}
+				if ended != tt.ends {
+					t.Errorf("cut off: %v, want %v", ended, tt.ends)
+				}
+				ours.Close()
+				<-over
+			})
+		})
+	}
 }
 
 // The replies to a commit that hangs come within the commit timeout.
@@ -397,6 +545,7 @@ func TestReadHeader(t *testing.T) {
 func FuzzReadHeader(f *testing.F) {
 	f.Add([]byte("Received: a\r\n b\r\nMessage-ID: <x\xff>\r\nX-Traceparent: 1\r\nBcc: x\r\n\r\nbody"))
 	f.Add([]byte(":\r\n"))
+	room := openSpool(f)
 	f.Fuzz(func(t *testing.T, content []byte) {
 		h := readHeader(content, true)
 		var kept []byte
@@ -409,9 +558,13 @@ func FuzzReadHeader(f *testing.F) {
 			at = cut.to
 		}
 		kept = append(kept, content[at:]...)
-		b := buffer{bytes: append([]byte("room"), content...), start: len("room")}
-		if b.cut(h.cuts); !bytes.Equal(b.content(), kept) {
-			t.Fatalf("%q without %v is %q", content, h.cuts, b.content())
+		b, ok := room.Buffer(spool.NewBudget(1<<30), netip.Addr{}, 0)
+		if !ok || !b.Replace(content) {
+			t.Skip("too large")
+		}
+		defer b.Close()
+		if b.Cut(spans(h.cuts)); !bytes.Equal(b.Content(), kept) {
+			t.Fatalf("%q without %v is %q", content, h.cuts, b.Content())
 		}
 		if h.hops > bytes.Count(content, []byte("\n"))+1 || strings.ContainsAny(h.messageID, "\x00\r\n") || len(h.messageID) > maxHeaderID {
 			t.Fatalf("%+v of %q", h, content)

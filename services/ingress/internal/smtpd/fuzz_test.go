@@ -22,6 +22,7 @@ import (
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // scriptConn is a connection whose client sends fixed octets, cut into blocks
@@ -61,11 +62,11 @@ type fuzzed struct {
 func newFuzzed(f *testing.F, cfg Config, keeper gatekeeper) *fuzzed {
 	f.Helper()
 	store := &fakeStore{}
-	committer := commit.New(store, silentBus{}, time.Minute)
+	committer := commit.New(store, silentBus{}, time.Minute, 2)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- committer.Run(ctx) }()
-	server := New(cfg, Deps{Committer: committer, Access: keeper})
+	server := New(cfg, Deps{Committer: committer, Access: keeper, Spool: openSpool(f)})
 	f.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -102,7 +103,7 @@ func (s *fuzzed) talk(t *testing.T, in []byte, cut int) (codes []int, out string
 		}
 		codes = append(codes, reply.Code)
 	}
-	if used := s.memory.used.Load(); used != 0 {
+	if used := s.memory.Used(); used != 0 {
 		t.Fatalf("%q: %d bytes are still held", in, used)
 	}
 	return codes, out
@@ -123,12 +124,12 @@ func FuzzContent(f *testing.F) {
 	cfg := testConfig()
 	cfg.MaxErrors = 1000
 	server := newFuzzed(f, cfg, nil)
-	filler := []byte(strings.Repeat("."+strings.Repeat("x", 70)+"\r\n", largeBuffer/73+1))
+	filler := []byte(strings.Repeat("."+strings.Repeat("x", 70)+"\r\n", spool.Large/73+1))
 
 	f.Fuzz(func(t *testing.T, text []byte, cut, chunk uint16, pad byte) {
 		switch pad % 64 { // rarely, for it takes long
 		case 1:
-			text = slices.Concat(filler[:smallBuffer/73*73], text)
+			text = slices.Concat(filler[:spool.Small/73*73], text)
 		case 2:
 			text = slices.Concat(filler, text)
 		}
@@ -182,7 +183,7 @@ func FuzzContent(f *testing.F) {
 
 // verdict is the code that content deserves.
 func verdict(content []byte) int {
-	h := readHeader(content[:min(len(content), largeBuffer-headroom)], false)
+	h := readHeader(content[:min(len(content), spool.Large-spool.Headroom)], false)
 	long := false
 	for line := range bytes.SplitSeq(content, []byte("\n")) {
 		long = long || len(line) > len("\r")+998

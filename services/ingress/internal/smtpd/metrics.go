@@ -24,7 +24,7 @@ type metrics struct {
 func newMetrics(s *Server) *metrics {
 	meter := otel.Meter("github.com/postrider/postrider/services/ingress")
 	m := &metrics{}
-	var errs [8]error
+	var errs [9]error
 	m.messages, errs[0] = meter.Int64Counter("postrider.ingress.accepted", metric.WithUnit("{message}"),
 		metric.WithDescription("Messages that were accepted with a 250."))
 	m.recipients, errs[1] = meter.Int64Counter("postrider.ingress.accepted.recipients", metric.WithUnit("{recipient}"),
@@ -41,11 +41,15 @@ func newMetrics(s *Server) *metrics {
 	held, err := meter.Int64ObservableGauge("postrider.ingress.content.held", metric.WithUnit("By"),
 		metric.WithDescription("Budget for content that sessions hold."))
 	errs[5] = err
+	spooled, err := meter.Int64ObservableGauge("postrider.ingress.content.spooled", metric.WithUnit("By"),
+		metric.WithDescription("Budget for content on disk that is still coming in."))
+	errs[8] = err
 	m.registration, errs[6] = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		o.ObserveInt64(sessions, int64(s.count()))
-		o.ObserveInt64(held, s.memory.used.Load())
+		o.ObserveInt64(held, s.memory.Used())
+		o.ObserveInt64(spooled, s.spool.Used())
 		return nil
-	}, sessions, held)
+	}, sessions, held, spooled)
 	for _, err := range errs {
 		if err != nil {
 			slog.Warn("ingress: metric not registered", "error", err)

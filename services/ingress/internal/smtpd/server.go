@@ -19,6 +19,7 @@ import (
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // acceptPause is the wait after a failed accept, such as for want of file
@@ -64,6 +65,7 @@ type certificates interface {
 type Deps struct {
 	Committer *commit.Committer
 	Access    gatekeeper
+	Spool     *spool.Spool
 	TLS       certificates // nil: there is no TLS
 }
 
@@ -74,9 +76,10 @@ type Server struct {
 	access    gatekeeper
 	certs     certificates
 	tls       *tls.Config // nil: there is no TLS
-	memory    memory
+	memory    *spool.Budget
+	spool     *spool.Spool
 	crowd     *crowd
-	streams   chan struct{}   // holds a token for each large message under way
+	mending   chan struct{}   // holds a token while a message is mended
 	ctx       context.Context // of what sessions wait for; ends with the drain
 	cut       context.CancelFunc
 	metrics   *metrics
@@ -94,9 +97,10 @@ func New(cfg Config, deps Deps) *Server {
 		committer: deps.Committer,
 		access:    deps.Access,
 		certs:     deps.TLS,
-		memory:    memory{limit: cfg.MemoryBytes},
+		memory:    spool.NewBudget(cfg.MemoryBytes),
+		spool:     deps.Spool,
 		crowd:     newCrowd(),
-		streams:   make(chan struct{}, cfg.Streams),
+		mending:   make(chan struct{}, 1),
 		tracer:    otel.Tracer("github.com/postrider/postrider/services/ingress"),
 		sessions:  map[*session]struct{}{},
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/postrider/postrider/pkg/retry"
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 func TestMain(m *testing.M) {
@@ -136,6 +137,19 @@ type silentBus struct{}
 
 func (silentBus) PublishQueued(context.Context, []mail.QueuedMessage) error { return nil }
 
+// openSpool returns room for what a test sends.
+func openSpool(t testing.TB) *spool.Spool {
+	t.Helper()
+	s, err := spool.Open(spool.Config{Directory: t.TempDir(), Bytes: 256 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// empty reports whether no session holds anything.
+func (r *running) empty() bool { return r.memory.Used() == 0 && r.spool.Used() == 0 }
+
 // running is a server with its committer.
 type running struct {
 	*Server
@@ -161,10 +175,13 @@ func startOn(t *testing.T, cfg Config, store *fakeStore, listener net.Listener) 
 // startDoor serves at one door. The committer is added to deps.
 func startDoor(t *testing.T, cfg Config, store *fakeStore, door Door, deps Deps) *running {
 	t.Helper()
-	committer := commit.New(store, silentBus{}, cfg.CommitTimeout)
+	committer := commit.New(store, silentBus{}, cfg.CommitTimeout, 2)
 	serving, stop := context.WithCancel(t.Context())
 	committing, stopCommitting := context.WithCancel(context.Background())
 	deps.Committer = committer
+	if deps.Spool == nil {
+		deps.Spool = openSpool(t)
+	}
 	r := &running{Server: New(cfg, deps), address: door.Listener.Addr().String(), stop: stop, ended: make(chan error, 1)}
 	committed := make(chan error, 1)
 	go func() { committed <- committer.Run(committing) }()
