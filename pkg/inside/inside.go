@@ -17,18 +17,20 @@ var networks = func() []netip.Prefix {
 		"169.254.0.0/16", // link-local, RFC 3927
 		"172.16.0.0/12",  // private, RFC 1918
 		"192.0.0.0/24",   // protocol assignments, RFC 6890
+		"192.88.99.0/24", // relays of 6to4, RFC 7526
 		"192.168.0.0/16", // private, RFC 1918
 		"198.18.0.0/15",  // benchmarks, RFC 2544
 		"224.0.0.0/4",    // multicast
 		"240.0.0.0/4",    // reserved and broadcast
-		"::/96",          // unspecified, loopback, IPv4-compatible
-		"64:ff9b:1::/48", // local NAT64, RFC 8215
-		"100::/64",       // discard, RFC 6666
-		"2001::/32",      // Teredo, RFC 4380
-		"fc00::/7",       // unique local, RFC 4193
-		"fe80::/10",      // link-local
-		"fec0::/10",      // site-local, RFC 3879
-		"ff00::/8",       // multicast
+		"2001::/23",      // protocol assignments, RFC 2928: Teredo, benchmarks, ORCHID
+		// IPv6 has global addresses in 2000::/3 alone (RFC 4291 §2.4). So these
+		// are all the others: loopback, IPv4-compatible and -translated
+		// (::ffff:0:0:0/96, RFC 2765), local NAT64 (RFC 8215), discard, segment
+		// identifiers (RFC 9602), unique local, link- and site-local, multicast,
+		// and what is not assigned yet.
+		"::/3",
+		"4000::/2",
+		"8000::/1",
 	} {
 		out = append(out, netip.MustParsePrefix(p))
 	}
@@ -42,22 +44,30 @@ var (
 )
 
 // Refuses reports whether addr may not be connected to: it is inside, and in
-// no network of allow.
+// no network of allow. Networks for documentation are no danger, and are as
+// all others.
 func Refuses(addr netip.Addr, allow []netip.Prefix) bool {
 	addr = addr.Unmap().WithZone("") // RFC 4291 §2.5.5.2: ::ffff:127.0.0.1 is 127.0.0.1
-	return within(addr, networks) && !within(addr, allow) || embedded(addr) != addr && Refuses(embedded(addr), allow)
+	if v4, ok := embedded(addr); ok && Refuses(v4, allow) {
+		return true
+	}
+	return within(addr, networks) && !nat64.Contains(addr) && !within(addr, allow)
 }
 
-// embedded returns the IPv4 address that addr is translated to, else addr.
-func embedded(addr netip.Addr) netip.Addr {
+// embedded returns the IPv4 address that addr leads to.
+func embedded(addr netip.Addr) (netip.Addr, bool) {
 	b := addr.As16()
 	switch {
+	case addr.Is4():
+		return addr, false
 	case nat64.Contains(addr):
-		return netip.AddrFrom4([4]byte(b[12:16]))
+		return netip.AddrFrom4([4]byte(b[12:16])), true
 	case sixToFour.Contains(addr):
-		return netip.AddrFrom4([4]byte(b[2:6]))
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe: // ISATAP, RFC 5214 §6.1
+		return netip.AddrFrom4([4]byte(b[12:16])), true
 	}
-	return addr
+	return addr, false
 }
 
 func within(addr netip.Addr, nets []netip.Prefix) bool {

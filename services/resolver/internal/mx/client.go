@@ -178,8 +178,18 @@ func roundTrip(ctx context.Context, network, addr string, query *dns.Msg) (*dns.
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := conn.WriteMsg(query); err != nil {
+	packed, err := query.Pack()
+	if err != nil {
 		return nil, err
+	}
+	if _, err := conn.Write(packed); err != nil {
+		return nil, err
+	}
+	if network == "udp" {
+		// A datagram that is lost costs less than the whole time, and an answer
+		// that is slow is still heard: RFC 1035 §4.2.1.
+		again := time.AfterFunc(time.Until(deadline)*2/5, func() { _, _ = conn.Write(packed) })
+		defer again.Stop()
 	}
 	for {
 		reply, err := conn.ReadMsg()

@@ -57,7 +57,7 @@ func TestFailingServersAreReplaced(t *testing.T) {
 		zone  dnstest.Zone
 		asked int // of the failing server, in 6 questions
 	}{
-		{"silence", dnstest.Zone{Timeout: []string{"a.test"}}, 1}, // then it is asked last
+		{"silence", dnstest.Zone{Timeout: []string{"a.test"}}, 2}, // one try, sent twice; then it is asked last
 		{"SERVFAIL", dnstest.Zone{ServFail: []string{"a.test"}}, 3},
 		{"REFUSED", dnstest.Zone{Refused: []string{"a.test"}}, 3},
 	} {
@@ -92,8 +92,8 @@ func TestEveryServerFails(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "127.0.0.1") {
 		t.Errorf("error %v, want one without our servers' addresses", err)
 	}
-	if n := one.Queries("b.test") + two.Queries("b.test"); n < 3 || n > 4 {
-		t.Errorf("%d queries, want each server asked again after silence", n)
+	if n := one.Queries("b.test") + two.Queries("b.test"); n < 6 || n > 8 {
+		t.Errorf("%d queries, want each server asked again after silence, and each try sent twice", n)
 	}
 	if d := time.Since(begin); d > time.Second {
 		t.Errorf("gave up after %v, want 3 timeouts of 50 ms", d)
@@ -191,6 +191,57 @@ func TestForgedReplies(t *testing.T) {
 }
 
 // Forged datagrams that arrive before the true reply do not hinder it.
+// A datagram that is lost does not cost the whole time of a try, and an answer
+// to the first one is still heard after the second was sent.
+func TestSentOnceMore(t *testing.T) {
+	for name, answered := range map[string]int{"lost": 2, "slow": 1} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var serving sync.WaitGroup
+			t.Cleanup(func() {
+				if err := conn.Close(); err != nil {
+					t.Error(err)
+				}
+				serving.Wait()
+			})
+			serving.Go(func() {
+				buf := make([]byte, 4096)
+				var queries [2]*dns.Msg
+				for i := range queries {
+					n, client, err := conn.ReadFrom(buf)
+					queries[i] = new(dns.Msg)
+					if err != nil || queries[i].Unpack(buf[:n]) != nil {
+						return
+					}
+					if i == 0 {
+						continue
+					}
+					m := new(dns.Msg)
+					m.SetReply(queries[answered-1])
+					rr, err := dns.NewRR("a.test. 60 IN A 192.0.2.1")
+					if err != nil {
+						panic(err)
+					}
+					m.Answer = []dns.RR{rr}
+					b, err := m.Pack()
+					if err != nil {
+						panic(err)
+					}
+					_, _ = conn.WriteTo(b, client)
+				}
+			})
+			// One try is all there is: its time is the whole look-up's.
+			got, err := addressOf(t, newTestClient(t, 2*time.Second, conn.LocalAddr().String()), "a.test")
+			if got != wantAddress {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestTrueReplyAfterForgedOnes(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

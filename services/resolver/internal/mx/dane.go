@@ -57,6 +57,8 @@ func (r *Resolver) daneOf(ctx context.Context, host string, port uint16, a addre
 	none := dane{expires: a.expires}
 	var bases []string
 	switch {
+	case !r.cfg.TrustAD: // nothing could be vouched for
+		return none
 	case a.secure && a.name != host:
 		bases = []string{a.name, host}
 	case a.secure:

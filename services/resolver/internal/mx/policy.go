@@ -39,6 +39,8 @@ func (r *Resolver) beginPolicy(ctx context.Context, name string) *policy {
 	p := &policy{expires: time.Now().Add(r.ttl.max)}
 	if r.cfg.STS != nil {
 		p.asking.Go(func() {
+			// Without an answer there is no id, and a policy from before holds:
+			// who never had one of the domain cannot know of it (RFC 8461 §10.2).
 			sts := r.ask(ctx, "_mta-sts."+name, dns.TypeTXT)
 			id, _ := mtasts.ParseRecord(sts.texts)
 			var err error

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -302,6 +303,93 @@ func TestLoops(t *testing.T) {
 	} {
 		if got := text(lookup(t, r, domain)); got != want {
 			t.Errorf("%s: got %s, want %s", domain, got, want)
+		}
+	}
+}
+
+// Each family of addresses is judged by its own answer. If the failure of one
+// counted as insecure, whoever spoils it would turn DANE off.
+func TestDANEWithOneFamilyUnknown(t *testing.T) {
+	zone := dnstest.Zone{
+		MX: map[string][]string{"four.test": {"10 mx.four.test"}, "six.test": {"10 mx.six.test"}, "open.test": {"10 mx.open.insecure"}, "none.test": {"10 mx.none.test"},
+			"next.test": {"10 mx.none.test", "20 mx.four.test"}},
+		A:       map[string][]string{"mx.four.test": {"192.0.2.1"}, "mx.open.insecure": {"192.0.2.1"}},
+		AAAA:    map[string][]string{"mx.six.test": {"2001:db8::1"}},
+		Records: []string{"_25._tcp.mx.four.test. 60 IN TLSA 3 1 1 " + digest, "_25._tcp.mx.six.test. 60 IN TLSA 3 1 1 " + digest, "_25._tcp.mx.open.insecure. 60 IN TLSA 3 1 1 " + digest},
+	}
+	broken := []string{"AAAA mx.four.test", "A mx.six.test", "AAAA mx.open.insecure", "mx.none.test"}
+	for how, spoil := range map[string]func(*dnstest.Zone){
+		"SERVFAIL": func(z *dnstest.Zone) { z.ServFail = broken },
+		"silence":  func(z *dnstest.Zone) { z.Timeout = broken },
+		"REFUSED":  func(z *dnstest.Zone) { z.Refused = broken },
+	} {
+		t.Run(how, func(t *testing.T) {
+			spoiled := zone
+			spoil(&spoiled)
+			r := resolverFor(t, dnstest.Start(t, validated(spoiled, "insecure")), Config{TrustAD: true})
+			for domain, want := range map[mail.Domain]string{
+				"four.test": "usable [3 1 1] []",
+				"six.test":  "usable [3 1 1] []",
+				"open.test": " [] []",
+				"none.test": "4.4.3",
+				"next.test": "usable [3 1 1] []",
+			} {
+				res := lookup(t, r, domain)
+				got := text(res)
+				if res.Plan != nil {
+					got = daneText(res.Plan.Route(Demands{}).Hosts[0])
+				}
+				if got != want {
+					t.Errorf("%s: got %s, want %s", domain, got, want)
+				}
+			}
+		})
+	}
+}
+
+// Where nobody is trusted to vouch for anything, nothing is asked for DANE:
+// an answer that is not there would hold the mail up.
+func TestNoDANEWithoutTrust(t *testing.T) {
+	s := dnstest.Start(t, dnstest.Zone{
+		MX:       map[string][]string{"a.test": {"10 alias.test"}},
+		CNAME:    map[string]string{"alias.test": "mx.test"},
+		A:        map[string][]string{"mx.test": {"192.0.2.1"}},
+		ServFail: []string{"CNAME alias.test", "_25._tcp.alias.test", "_25._tcp.mx.test"},
+	})
+	r := resolverFor(t, s, Config{})
+	for name, find := range map[string]func() (Result, error){
+		"MX":         func() (Result, error) { return r.Lookup(t.Context(), "a.test") },
+		"smart host": func() (Result, error) { return r.SmartHosts(t.Context(), []string{"alias.test"}) },
+	} {
+		res, err := find()
+		if err != nil || res.Plan == nil {
+			t.Fatalf("%s: %+v, %v", name, res.Trouble, err)
+		}
+		if got := daneText(res.Plan.Route(Demands{}).Hosts[0]); got != " [] []" {
+			t.Errorf("%s: got %s", name, got)
+		}
+	}
+	if n := s.Queries("CNAME alias.test") + s.Queries("TLSA _25._tcp.alias.test") + s.Queries("TLSA _25._tcp.mx.test"); n != 0 {
+		t.Errorf("%d questions", n)
+	}
+}
+
+// An address needs no DNS, whether its answers would be trusted or not.
+func TestSmartHostAddressWithoutDNS(t *testing.T) {
+	for _, trust := range []bool{false, true} {
+		r, err := New(Config{Servers: []string{"127.0.0.1:1"}, Timeout: 50 * time.Millisecond, TrustAD: trust, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		res, err := r.SmartHosts(t.Context(), []string{"127.0.0.1:2526", "[2001:db8::1]:26"})
+		if err != nil || res.Plan == nil {
+			t.Fatalf("AD trusted: %v: %+v, %v", trust, res.Trouble, err)
+		}
+		for _, h := range res.Plan.Route(Demands{}).Hosts {
+			if got := daneText(h); got != " [] []" {
+				t.Errorf("AD trusted: %v: %s: got %s", trust, h.Name, got)
+			}
 		}
 	}
 }

@@ -26,7 +26,7 @@ type Config struct {
 	Port            uint16         // of MX hosts; default 25
 	Allow           []netip.Prefix // inside networks that may be relayed to all the same
 	AddressLiterals bool           // relay to domains such as [192.0.2.1]
-	Timeout         time.Duration  // of one query to one server; default 3 s; a look-up gives up after 6 times that
+	Timeout         time.Duration  // of one query to one server; default 5 s; a look-up gives up after 6 times that
 	Concurrency     int            // queries open at once; default 512
 	CacheSize       int            // names kept; default 50,000
 }
@@ -46,7 +46,7 @@ type Resolver struct {
 // New returns a Resolver. Errors: a server that is no address, or none at all.
 func New(cfg Config) (*Resolver, error) {
 	cfg.Port = or(cfg.Port, 25)
-	cfg.Timeout = or(cfg.Timeout, 3*time.Second)
+	cfg.Timeout = or(cfg.Timeout, 5*time.Second)
 	cfg.Concurrency = or(cfg.Concurrency, 512)
 	cfg.CacheSize = or(cfg.CacheSize, 50_000)
 	client, err := newClient(cfg)
@@ -159,7 +159,7 @@ type addresses struct {
 	own     bool         // one of them is ours
 	unknown string       // why a family could not be looked up; "" if both could
 	name    string       // behind all aliases
-	secure  bool         // DNSSEC vouches for every address, and for the aliases
+	secure  bool         // DNSSEC vouches for every address that is known, and for the aliases
 	expires time.Time    // when to look again
 	valid   time.Time    // until when the addresses hold
 }
@@ -188,7 +188,9 @@ func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses 
 		if pair[0].verdict != found && pair[1].verdict == found {
 			hosts[i].name = pair[1].name
 		}
-		hosts[i].secure = pair[0].secure && pair[1].secure
+		// A family that could not be looked up says nothing of the other: if it
+		// did, whoever spoils one answer would turn DANE off (RFC 7672 §2.1.1).
+		hosts[i].secure = (pair[0].secure || pair[0].verdict == unknown) && (pair[1].secure || pair[1].verdict == unknown)
 		hosts[i].valid = time.Now().Add(r.ttl.max)
 		for _, a := range pair {
 			if a.verdict == found {

@@ -133,6 +133,7 @@ func (r *Resolver) lookupSmartHosts(ctx context.Context, names []string) []addre
 		if addr, err := netip.ParseAddr(name); err == nil {
 			found[i].expires = time.Now().Add(r.ttl.max)
 			found[i].valid = found[i].expires
+			found[i].name = name // no alias: there is nothing to ask DNS
 			found[i].take(addr, r.cfg.Allow)
 			continue
 		}
