@@ -45,7 +45,8 @@ func ParsePattern(text string) (string, error) {
 
 // Match reports whether one of the patterns allows the address, which stands
 // without angle brackets. Local-parts are compared without regard to the case
-// of ASCII letters: whoever owns a mailbox owns its spellings.
+// of ASCII letters, and by what they stand for when they are in quotes: whoever
+// owns a mailbox owns its spellings.
 func (p Patterns) Match(address string) bool {
 	local, domain, found := cutAddress(address)
 	d, err := mail.ParseDomain(domain)
@@ -68,7 +69,23 @@ func matches(pattern, local, domain string) bool {
 		return strings.HasSuffix(domain, "."+below)
 	}
 	l, d, found := cutAddress(pattern)
-	return d == domain && (!found || lower(l) == lower(local))
+	return d == domain && (!found || lower(unquote(l)) == lower(unquote(local)))
+}
+
+// unquote returns what a local-part stands for: "a" in quotes and a are one
+// (RFC 5321 §4.1.2).
+func unquote(local string) string {
+	if len(local) < 2 || local[0] != '"' || local[len(local)-1] != '"' {
+		return local
+	}
+	var b strings.Builder
+	for i := 1; i < len(local)-1; i++ {
+		if local[i] == '\\' && i+1 < len(local)-1 {
+			i++
+		}
+		b.WriteByte(local[i])
+	}
+	return b.String()
 }
 
 // cutAddress splits at the last "@": a domain has none, a quoted local-part

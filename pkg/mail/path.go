@@ -3,6 +3,7 @@ package mail
 import (
 	"fmt"
 	"strings"
+	"unicode"
 
 	"golang.org/x/net/idna"
 )
@@ -81,6 +82,19 @@ func ParseDomain(text string) (Domain, error) {
 		}
 	}
 	return Domain(name), nil
+}
+
+// Invisible reports whether nobody sees the character, though it is there:
+// controls, format characters (U+200B, U+202E, U+FEFF), blanks other than the
+// space, and letters that are blank.
+func Invisible(r rune) bool {
+	switch r {
+	case ' ':
+		return false
+	case '\u115f', '\u1160', '\u2800', '\u3164', '\uffa0':
+		return true
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Z)
 }
 
 func isASCII(s string) bool {

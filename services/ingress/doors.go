@@ -137,6 +137,8 @@ func settings(c *smtpd.Config) map[string]any {
 		"plaintext-auth":              &c.PlaintextAuth,
 		"hide-clients":                &c.HideClients,
 		"binarymime":                  &c.BinaryMIME,
+		"keep-bcc":                    &c.KeepBcc,
+		"add-missing":                 &c.AddMissing,
 		"normalize-newlines":          &c.NormalizeNewlines,
 		"max-message-bytes":           &c.MaxMessageBytes,
 		"max-recipients":              &c.MaxRecipients,

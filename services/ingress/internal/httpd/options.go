@@ -18,6 +18,7 @@ type envelope struct {
 	envID       string
 	priority    int16
 	campaign    string
+	traceparent string    // of the content, where the request has none
 	sendAt      time.Time // zero: now
 	expiresAt   time.Time // zero: as configured
 }

@@ -2,28 +2,24 @@ package httpd
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"mime"
 	"net/http"
-	netmail "net/mail"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/postrider/postrider/pkg/mail"
+	law "github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
 const (
-	maxHeader    = 256 << 10 // of a header section
-	maxHops      = 100       // RFC 5321 §6.3
-	maxLine      = 998       // RFC 5322 §2.1.1
+	maxLine      = 998 // RFC 5322 §2.1.1
 	streamMemory = largeContent + 256<<10
 )
 
@@ -48,29 +44,24 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 	if err != nil {
 		return nil, broken(err)
 	}
-	h, err := readHeader(first)
+	h, err := q.header(first)
 	if err != nil {
 		return nil, err
 	}
 	if !from {
-		e.reversePath = h.author
+		if e.reversePath, err = parseAddress(h.Author()); err != nil {
+			return nil, refuse(http.StatusBadRequest, "name a reverse_path", Fault{Detail: "From or Sender has none: " + err.Error(), Parameter: "reverse_path"})
+		}
 	}
-	if err := q.mayName(e.reversePath, "", h.from, ""); err != nil {
+	if err := q.mayReversePath(e.reversePath, Fault{Parameter: "reverse_path"}); err != nil {
 		return nil, err
 	}
+	e.campaign, e.traceparent = cmp.Or(e.campaign, h.Campaign), h.Traceparent
 	sub := q.submission(e, recipients)
-	sub.HeaderID, sub.TLSOptional = h.messageID, h.tlsOptional
-	head := q.s.appendReceived(nil, sub)
-	if !h.date {
-		head = append(head, "Date: "+sub.AcceptedAt.Format(time.RFC1123Z)+"\r\n"...)
-	}
-	if h.messageID == "" {
-		sub.HeaderID = "<" + sub.ID.String() + "@" + q.s.cfg.Hostname + ">"
-		head = append(head, "Message-ID: "+sub.HeaderID+"\r\n"...)
-	}
-	head = append(head, h.kept...)
-	sub.needsUTF8(!isASCII(h.kept))
-	rest := first[h.length:]
+	sub.TLSOptional = h.TLSOptional
+	head := h.AppendMissing(q.s.appendReceived(nil, sub), &sub.Submission, q.s.cfg.Hostname)
+	head = h.AppendKept(head, first)
+	rest := first[h.End:]
 	if ended {
 		sub.Content = append(head, rest...)
 		sub.SizeBytes = int64(len(sub.Content))
@@ -277,125 +268,19 @@ func (w *wholeMessage) octet(c byte) string {
 	return ""
 }
 
-// header is what we have to know of a header section.
-type header struct {
-	length    int    // octets of the content that it takes, with the empty line
-	kept      []byte // what is relayed of it, with the empty line
-	messageID string
-	date      bool
-	from      []string // addresses of From
-	author    address  // of Sender, else the first of From
-
-	tlsOptional bool // TLS-Required: No
-}
-
-// dropped are fields that nobody is to see: RFC 5322 §3.6.3, and our own.
-var dropped = []string{"bcc", "resent-bcc", "x-traceparent", "x-idempotency-key", "x-postrider-campaign"}
-
-// readHeader reads the header section at the beginning of content, of which
-// the whole header section is there.
-func readHeader(content []byte) (header, error) {
-	h := header{}
-	bad := func(format string, args ...any) (header, error) {
-		return h, refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: fmt.Sprintf(format, args...)})
+// header reads the header section at the beginning of content, of which the
+// whole header section is there, and holds it against the law.
+func (q *request) header(content []byte) (law.Header, error) {
+	h, err := law.Read(content, law.Rules{Authors: true, Complete: true})
+	if err == nil {
+		err = h.Authorize(q.id.MayFrom)
 	}
-	hops := 0
-	var from, sender string
-	at := 0
-	for at < len(content) && !bytes.HasPrefix(content[at:], []byte("\r\n")) {
-		end := fieldEnd(content, at)
-		field := content[at:end]
-		name, value, found := strings.Cut(string(field), ":")
-		name = strings.ToLower(strings.TrimRight(name, " \t"))
-		if !found || name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-			return bad("malformed header field: %.60q", field)
-		}
-		value = strings.TrimSpace(strings.NewReplacer("\r\n", "").Replace(value))
-		at = end
-		if at > maxHeader {
-			return bad("header section of more than %d octets", maxHeader)
-		}
-		switch name {
-		case "received":
-			hops++
-		case "from", "sender":
-			to := map[string]*string{"from": &from, "sender": &sender}[name]
-			if *to != "" {
-				return bad("%s more than once", name)
-			}
-			*to = value
-		case "date":
-			h.date = true
-		case "tls-required": // RFC 8689 §3
-			h.tlsOptional = h.tlsOptional || strings.EqualFold(value, "No")
-		case "message-id":
-			if h.messageID = strings.ToValidUTF8(value[:min(len(value), maxLine)], "?"); h.messageID == "" {
-				return bad("empty Message-ID")
-			}
-		}
-		if !slices.Contains(dropped, name) {
-			h.kept = append(h.kept, field...)
-		}
+	var refusal *law.Refusal
+	if !errors.As(err, &refusal) {
+		return h, err
 	}
-	h.kept = append(h.kept, "\r\n"...)
-	h.length = min(at+len("\r\n"), len(content))
-	if !utf8.Valid(h.kept) { // RFC 6532 §3.1
-		return bad("header section in neither ASCII nor UTF-8")
+	if refusal.Kind == law.Forbidden {
+		return h, refuse(http.StatusForbidden, "not allowed for this credential", Fault{Detail: refusal.Text})
 	}
-	if hops >= maxHops {
-		return bad("%d Received fields: the message loops", hops)
-	}
-	return h, h.authors(from, sender)
-}
-
-// addresses reads address lists whatever charset their names are in.
-var addresses = netmail.AddressParser{WordDecoder: &mime.WordDecoder{
-	CharsetReader: func(_ string, in io.Reader) (io.Reader, error) { return in, nil },
-}}
-
-// authors reads the addresses of From and Sender.
-func (h *header) authors(from, sender string) error {
-	for _, field := range []struct{ name, value string }{{"From", from}, {"Sender", sender}} {
-		if field.value == "" && field.name == "Sender" {
-			continue
-		}
-		boxes, err := addresses.ParseList(field.value)
-		if err != nil || len(boxes) == 0 {
-			return refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: "no address in the " + field.name + " field"})
-		}
-		for i, box := range boxes {
-			a, err := parseAddress(quoted(box.Address))
-			if err != nil {
-				return refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: field.name + ": " + err.Error()})
-			}
-			if field.name == "From" {
-				h.from = append(h.from, a.text)
-			}
-			if i == 0 {
-				h.author = a
-			}
-		}
-	}
-	return nil
-}
-
-// quoted gives the local-part the quotes back that net/mail takes away.
-func quoted(address string) string {
-	text := (&netmail.Address{Address: address}).String()
-	return strings.TrimSuffix(strings.TrimPrefix(text, "<"), ">")
-}
-
-// fieldEnd returns where the field that begins at at ends, its continuation
-// lines included: RFC 5322 §2.2.3.
-func fieldEnd(content []byte, at int) int {
-	for {
-		i := bytes.IndexByte(content[at:], '\n')
-		if i < 0 {
-			return len(content)
-		}
-		at += i + 1
-		if at == len(content) || content[at] != ' ' && content[at] != '\t' {
-			return at
-		}
-	}
+	return h, refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: refusal.Text})
 }

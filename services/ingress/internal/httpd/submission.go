@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,7 @@ func (a address) path() mail.ReversePath { return mail.ReversePath(a.text) }
 
 // submission makes one from an envelope and recipients.
 func (q *request) submission(e envelope, recipients []address) *submission {
-	parent := telemetry.Continue(context.Background(), q.http.Header.Get("Traceparent"))
+	parent := telemetry.Continue(context.Background(), cmp.Or(q.http.Header.Get("Traceparent"), e.traceparent))
 	ctx, span := q.s.tracer.Start(parent, "ingress.accept", trace.WithTimestamp(q.began), trace.WithSpanKind(trace.SpanKindServer))
 	sub := &submission{span: span, Submission: mail.Submission{
 		Message: mail.Message{

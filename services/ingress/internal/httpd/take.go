@@ -153,7 +153,7 @@ func (q *request) takeJSON(body *timed) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := q.mayName(c.envelope.reversePath, "#/reverse_path", []string{c.from.text}, "#/from/address"); err != nil {
+	if err := q.mayName(c); err != nil {
 		return nil, err
 	}
 	messages, err := q.compose(c.envelope, drafts)
@@ -236,18 +236,30 @@ func (s *Server) parse(text []byte, memory *share) (*Message, error) {
 }
 
 // mayName checks what the credential allows.
-func (q *request) mayName(reversePath address, reverseAt string, from []string, fromAt string) error {
+func (q *request) mayName(c *checker) error {
 	var f faults
-	if !q.id.MayFrom(from...) {
-		f.add(Fault{Pointer: fromAt}, "the credential may not send from this address")
+	if !q.id.MayFrom(c.from.text) {
+		f.add(at("from/address"), "the credential may not send from this address")
 	}
-	if !q.id.MayReversePath(reversePath.path()) {
-		f.add(Fault{Pointer: reverseAt}, "the credential may not send with this reverse-path")
+	if c.base.Sender != nil && !q.id.MayFrom(c.base.Sender.Address) {
+		f.add(at("sender/address"), "the credential may not send from this address")
+	}
+	if !q.id.MayReversePath(c.envelope.reversePath.path()) {
+		f.add(at("reverse_path"), "the credential may not send with this reverse-path")
 	}
 	if len(f.all) > 0 {
 		return refuse(http.StatusForbidden, "not allowed for this credential", f.all...)
 	}
 	return nil
+}
+
+// mayReversePath is as mayName, of a whole message.
+func (q *request) mayReversePath(path address, where Fault) error {
+	if q.id.MayReversePath(path.path()) {
+		return nil
+	}
+	where.Detail = "the credential may not send with this reverse-path"
+	return refuse(http.StatusForbidden, "not allowed for this credential", where)
 }
 
 // compose writes the messages of a request, one after the other: no more than

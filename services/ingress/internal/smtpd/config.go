@@ -21,6 +21,8 @@ type Config struct {
 	PlaintextAuth            bool           `envconfig:"SMTP_PLAINTEXT_AUTH" desc:"Take passwords without TLS too. Only for networks that nobody else can listen to."`
 	HideClients              bool           `envconfig:"SMTP_HIDE_CLIENTS" desc:"Leave name and address of clients that authenticate out of the Received field."`
 	BinaryMIME               bool           `envconfig:"SMTP_BINARYMIME" desc:"Offer BINARYMIME (RFC 3030). Such a message fails at every next hop that does not."`
+	KeepBcc                  bool           `envconfig:"SMTP_KEEP_BCC" desc:"Relay the Bcc and Resent-Bcc fields of clients that send without a credential. Everybody who gets the message sees them."`
+	AddMissing               bool           `envconfig:"SMTP_ADD_MISSING" desc:"Add Date and Message-ID where they are missing or empty, in messages of relay networks too: for printers, scripts and devices. Clients with a credential always get them."`
 	NormalizeNewlines        bool           `envconfig:"SMTP_NORMALIZE_NEWLINES" desc:"Take an LF alone for a line end, and make it CR LF, instead of refusing the message. For applications that cannot do better; the end of a message is CR LF . CR LF all the same."`
 	MaxMessageBytes          int64          `envconfig:"MAX_MESSAGE_BYTES" default:"26214400" desc:"Largest message, in bytes; offered as SIZE."`
 	MaxRecipients            int            `envconfig:"MAX_RECIPIENTS" default:"1000" desc:"Recipients of one message; the rest gets 452 and is sent again by the client."`

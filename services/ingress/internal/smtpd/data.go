@@ -19,6 +19,7 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/mend"
 	"github.com/postrider/postrider/services/ingress/internal/spool"
+	"github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
 // turnWait is how long a large message, or one that is to be mended, waits for
@@ -246,7 +247,11 @@ func (s *session) receive(buf *spool.Buffer, in *incoming) (mail.Reply, error) {
 		case errors.Is(err, io.EOF) && buf.Spilled():
 			return s.stream(buf, in), nil
 		case errors.Is(err, io.EOF):
-			return s.accept(buf, in), nil
+			h, refusal := s.header(buf)
+			if refusal.Code != 0 {
+				return refusal, nil
+			}
+			return s.accept(buf, in, h), nil
 		case errors.Is(err, errLongText) && s.cfg.MendLines:
 			return s.mend(buf, in), nil
 		default:
@@ -277,6 +282,10 @@ func (s *session) mend(buf *spool.Buffer, in *incoming) mail.Reply {
 	case !whole || !buf.Borrow(int64(4*len(buf.Content()))): // more than it can become
 		return replyMemory
 	}
+	h, refusal := s.header(buf)
+	if refusal.Code != 0 {
+		return refusal
+	}
 	mended, err := mend.Lines(buf.Content())
 	switch {
 	case errors.Is(err, mend.ErrSigned):
@@ -286,15 +295,12 @@ func (s *session) mend(buf *spool.Buffer, in *incoming) mail.Reply {
 	}
 	in.size = int64(len(mended))
 	slog.Info("long lines encoded", "client", s.client.Address, "size_bytes", in.size)
-	return s.accept(buf, in)
+	return s.accept(buf, in, h)
 }
 
 // accept has a message committed whose content is all in memory.
-func (s *session) accept(buf *spool.Buffer, in *incoming) mail.Reply {
-	span, refusal := s.submit(buf, in)
-	if refusal.Code != 0 {
-		return refusal
-	}
+func (s *session) accept(buf *spool.Buffer, in *incoming, h submission.Header) mail.Reply {
+	span := s.submit(buf, in, h)
 	s.sub.Content = buf.Content()
 	s.sub.SizeBytes = int64(len(s.sub.Content))
 	err := s.pay(s.sub.SizeBytes)
@@ -320,10 +326,11 @@ func (s *session) stream(buf *spool.Buffer, in *incoming) mail.Reply {
 		slog.Error("content not read back", "client", s.client.Address, "error", err)
 		return replyStore
 	}
-	span, refusal := s.submit(buf, in)
+	h, refusal := s.header(buf)
 	if refusal.Code != 0 {
 		return refusal
 	}
+	span := s.submit(buf, in, h)
 	if err = s.pay(in.size); err == nil {
 		if err = s.server.committer.AcceptStream(context.Background(), &s.sub, buf.All()); err != nil {
 			s.refund(in.size)
@@ -346,26 +353,39 @@ func (s *session) refund(size int64) {
 	}
 }
 
-// submit makes the submission from the transaction and the beginning of the
-// content, and puts our trace field there. A reply with a code refuses it.
-func (s *session) submit(buf *spool.Buffer, in *incoming) (trace.Span, mail.Reply) {
-	submission := s.id.Tenant != ""
-	h := readHeader(buf.Content(), submission)
-	switch {
-	case h.tooLarge:
-		return nil, replyHeader
-	case h.hops >= maxHops:
-		return nil, replyHops
-	case submission && h.broken: // who comes after us may find other fields in it
-		return nil, replyBrokenHeader
-	case submission && !s.mayFrom(h.from):
-		return nil, replyFrom
+// header reads the header section, holds it against the law, and leaves of it
+// what is relayed. A reply with a code refuses it.
+func (s *session) header(buf *spool.Buffer) (submission.Header, mail.Reply) {
+	h, err := submission.Read(buf.Content(), s.rules())
+	if err == nil && s.id.Tenant != "" {
+		err = h.Authorize(s.id.MayFrom)
 	}
-	buf.Cut(spans(h.cuts))
-	utf8 := s.mail.args.SMTPUTF8 && (!h.ascii || !s.mail.ascii())
+	var refusal *submission.Refusal
+	if errors.As(err, &refusal) {
+		return h, replyContent(refusal)
+	}
+	buf.Insert(h.Gap, h.End)
+	buf.Cut(spans(h.Cuts))
+	return h, mail.Reply{}
+}
+
+// rules are those of a client that has proved who it is, or is let in for its
+// address.
+func (s *session) rules() submission.Rules {
+	known := s.id.Tenant != ""
+	return submission.Rules{Authors: known, KeepBcc: s.cfg.KeepBcc && !known, Complete: s.completes()}
+}
+
+// completes reports whether Date and Message-ID are added.
+func (s *session) completes() bool { return s.id.Tenant != "" || s.cfg.AddMissing && s.known() }
+
+// submit makes the submission from the transaction, and puts our trace field
+// before the content.
+func (s *session) submit(buf *spool.Buffer, in *incoming, h submission.Header) trace.Span {
+	utf8 := s.mail.args.SMTPUTF8 && (!h.ASCII || !s.mail.ascii())
 	client := s.client
 	client.Protocol = protocol{esmtp: s.esmtp, utf8: utf8, tls: s.tls != nil, auth: s.authed}.String()
-	ctx, span := s.server.tracer.Start(telemetry.Continue(context.Background(), h.traceparent), "ingress.accept",
+	ctx, span := s.server.tracer.Start(telemetry.Continue(context.Background(), h.Traceparent), "ingress.accept",
 		trace.WithTimestamp(in.began), trace.WithSpanKind(trace.SpanKindServer))
 	s.sub = mail.Submission{
 		Message: mail.Message{
@@ -379,19 +399,19 @@ func (s *session) submit(buf *spool.Buffer, in *incoming) (trace.Span, mail.Repl
 				RequireTLS:  s.mail.args.RequireTLS,
 			},
 			Tenant:      s.id.Tenant,
-			TLSOptional: h.tlsOptional && !s.mail.args.RequireTLS, // RFC 8689 §4.1
+			TLSOptional: h.TLSOptional && !s.mail.args.RequireTLS, // RFC 8689 §4.1
 			Priority:    s.id.Priority + int16(s.mail.args.Priority.Value),
 			AcceptedAt:  time.Now().UTC(),
 			Traceparent: telemetry.Traceparent(ctx),
 		},
 		Recipients: s.mail.recipients,
 		Client:     client,
-		HeaderID:   h.messageID,
+		HeaderID:   h.MessageID,
 	}
 	s.sub.ReleaseAt = s.release(s.sub.AcceptedAt)
 	s.sub.Envelope.DeliverBy = s.deliverBy(s.sub.AcceptedAt)
 	if s.known() {
-		s.sub.IdempotencyKey, s.sub.Campaign = h.idempotencyKey, h.campaign
+		s.sub.IdempotencyKey, s.sub.Campaign = h.IdempotencyKey, h.Campaign
 	}
 	for i := range s.sub.Recipients {
 		r := &s.sub.Recipients[i]
@@ -406,18 +426,18 @@ func (s *session) submit(buf *spool.Buffer, in *incoming) (trace.Span, mail.Repl
 	}
 	var field [spool.Headroom]byte
 	fields := s.appendReceived(field[:0])
-	if submission {
-		fields = s.appendMissing(fields, h)
+	if s.completes() {
+		fields = h.AppendMissing(fields, &s.sub, s.cfg.Hostname)
 	}
 	buf.Prepend(fields)
-	return span, mail.Reply{}
+	return span
 }
 
 // spans says the same to the buffer.
-func spans(cuts []span) []spool.Span {
+func spans(cuts []submission.Span) []spool.Span {
 	all := make([]spool.Span, len(cuts))
 	for i, c := range cuts {
-		all[i] = spool.Span{From: c.from, To: c.to}
+		all[i] = spool.Span{From: c.From, To: c.To}
 	}
 	return all
 }

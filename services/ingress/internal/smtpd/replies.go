@@ -5,6 +5,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
 // say makes a reply of one line. The enhanced code has the class of the code:
@@ -82,21 +83,30 @@ var (
 	replyAuthTwice     = say(503, 5, 1, "authenticated already")
 	replyAuthLine      = say(500, 5, 6, "authentication exchange line is too long")
 
-	replyReversePath  = say(550, 7, 1, "you may not send with this reverse-path")
-	replyFrom         = say(550, 7, 1, "need one From field, with addresses that you may send from")
-	replyBrokenHeader = say(550, 6, 0, "malformed header section")
-	replyHeader       = say(552, 3, 4, "header section too large")
-	replyLongText     = say(550, 6, 0, "line too long; lines of a message have at most 998 octets")
-	replyLongSigned   = say(550, 6, 0, "line too long in signed content, which must not be changed; lines of a message have at most 998 octets")
-	replyRelay        = say(550, 7, 1, "relaying denied")
-	replyTooLarge     = say(552, 3, 4, "message too large")
-	replyBareNewline  = say(550, 6, 0, "bare CR or LF in the message; lines end with CR LF")
-	replyHops         = say(554, 4, 6, "too many Received fields: the message loops")
+	replyReversePath = say(550, 7, 1, "you may not send with this reverse-path")
+	replyLongText    = say(550, 6, 0, "line too long; lines of a message have at most 998 octets")
+	replyLongSigned  = say(550, 6, 0, "line too long in signed content, which must not be changed; lines of a message have at most 998 octets")
+	replyRelay       = say(550, 7, 1, "relaying denied")
+	replyTooLarge    = say(552, 3, 4, "message too large")
+	replyBareNewline = say(550, 6, 0, "bare CR or LF in the message; lines end with CR LF")
 )
 
 // replyQueued is the end of ingress's duty: RFC 5321 §6.1.
 func replyQueued(id mail.QueueID) mail.Reply {
 	return say(250, 0, 0, "queued as "+id.String())
+}
+
+// replyContent says why content was not taken.
+func replyContent(refusal *submission.Refusal) mail.Reply {
+	switch refusal.Kind {
+	case submission.TooLarge:
+		return say(552, 3, 4, refusal.Text)
+	case submission.Looping:
+		return say(554, 4, 6, refusal.Text)
+	case submission.NoAuthor, submission.Forbidden:
+		return say(550, 7, 1, refusal.Text)
+	}
+	return say(550, 6, 0, refusal.Text)
 }
 
 // replyMail says why MAIL was not understood: RFC 5321 §4.1.1.2, §4.2.4,

@@ -2,9 +2,6 @@ package smtpd
 
 import (
 	"crypto/tls"
-	"io"
-	"mime"
-	netmail "net/mail"
 	"net/netip"
 	"time"
 )
@@ -54,41 +51,6 @@ func appendLiteral(dst []byte, address netip.Addr) []byte {
 	return append(dst, ']')
 }
 
-// appendMissing appends the fields that a submission must have and may leave
-// to us: RFC 6409 §8.2, §8.3.
-func (s *session) appendMissing(dst []byte, h header) []byte {
-	if !h.date {
-		dst = append(dst, "Date: "...)
-		dst = s.sub.AcceptedAt.AppendFormat(dst, time.RFC1123Z)
-		dst = append(dst, "\r\n"...)
-	}
-	if h.messageID == "" {
-		s.sub.HeaderID = "<" + s.sub.ID.String() + "@" + s.cfg.Hostname + ">"
-		dst = append(dst, "Message-ID: "...)
-		dst = append(dst, s.sub.HeaderID...)
-		dst = append(dst, "\r\n"...)
-	}
-	return dst
-}
-
-// mayFrom reports whether the client may name the addresses of the From
-// fields (RFC 5322 §3.6.2: one). What cannot be read is refused: others may
-// read something else in it than we do.
-func (s *session) mayFrom(fields []string) bool {
-	if len(fields) != 1 {
-		return false
-	}
-	authors, err := fromParser.ParseList(fields[0])
-	if err != nil {
-		return false
-	}
-	addresses := make([]string, 0, len(authors))
-	for _, author := range authors {
-		addresses = append(addresses, author.Address)
-	}
-	return s.id.MayFrom(addresses...)
-}
-
 // protocol is the "with" of the trace field: RFC 5321 §4.4, RFC 3848, RFC
 // 6531 §4.3.
 type protocol struct{ esmtp, utf8, tls, auth bool }
@@ -111,9 +73,3 @@ func (p protocol) String() string {
 	}
 	return name
 }
-
-// fromParser reads addresses; what a display name says in which charset is
-// nothing to us.
-var fromParser = netmail.AddressParser{WordDecoder: &mime.WordDecoder{
-	CharsetReader: func(_ string, text io.Reader) (io.Reader, error) { return text, nil },
-}}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
 // transcript is one file of testdata. Its lines:
@@ -271,7 +272,7 @@ func summary(sub *mail.Submission, implicit bool) string {
 }
 
 func cutReceived(content []byte) (field string, rest []byte, ok bool) {
-	end := fieldEnd(content, 0)
+	end := submission.FieldEnd(content, 0)
 	return string(content[:end]), content[end:], bytes.HasPrefix(content, []byte("Received: from "))
 }
 
@@ -351,6 +352,10 @@ func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 		return func(on *scene) { on.cfg.PlaintextAuth = true }
 	case "normalize-newlines":
 		return func(on *scene) { on.cfg.NormalizeNewlines = true }
+	case "keep-bcc":
+		return func(on *scene) { on.cfg.KeepBcc = true }
+	case "add-missing":
+		return func(on *scene) { on.cfg.AddMissing = true }
 	case "mend-lines":
 		return func(on *scene) { on.cfg.MendLines = true }
 	case "need-tls":

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+	"unicode/utf8"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
@@ -238,4 +239,13 @@ func (s *session) expiry(accepted time.Time, domain mail.Domain) time.Time {
 		return by.At
 	}
 	return expires
+}
+
+func isASCII[T ~string | ~[]byte](s T) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }

@@ -174,6 +174,14 @@ func (b *Buffer) Prepend(text []byte) {
 	copy(b.bytes[b.start:], text)
 }
 
+// Insert puts a few octets into Content, from the room before it.
+func (b *Buffer) Insert(text string, at int) {
+	b.start -= len(text)
+	content := b.Content()
+	copy(content, content[len(text):len(text)+at])
+	copy(content[at:], text)
+}
+
 // Span is Content()[From:To].
 type Span struct{ From, To int }
 
