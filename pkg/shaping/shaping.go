@@ -192,7 +192,7 @@ func (s *Shaping) origin(q Query) (o origin, more []*provider) {
 }
 
 func (s *Shaping) knowsSite(site mail.Site) bool {
-	return s.blocks.names[string(site)] != nil || s.sites[site] != nil || s.measuresSite(site)
+	return s.blocks.ofSite(site) != nil || s.sites[site] != nil || s.measuresSite(site)
 }
 
 // compute lays the layers over each other.
@@ -237,8 +237,10 @@ func (s *Shaping) layers(o origin, providers []*provider) ([]layer, []holding) {
 			own = append(own, holding{block: b, own: true})
 		}
 	}
-	if site := s.blocks.names[string(o.site)]; site != nil && string(o.site) != string(o.domain) {
-		add(site)
+	if string(o.site) != string(o.domain) {
+		for _, b := range s.blocks.ofSite(o.site) {
+			add(b)
+		}
 	}
 	for _, b := range s.sites[o.site] {
 		add(b)
