@@ -30,6 +30,7 @@ type reader struct {
 	from     string
 	file     file
 	errs     []error
+	leftOut  []error // of rules, each with all that is wrong with it
 	warnings []string
 }
 
@@ -41,19 +42,17 @@ func (r *reader) warn(format string, args ...any) {
 	r.warnings = append(r.warnings, fmt.Sprintf(format, args...))
 }
 
-// read reads the text of a file, which is called from. The error joins
-// everything that is wrong with it, each with the block and key that it is
-// about.
-func read(from, text string) (f *file, warnings []string, err error) {
+// read reads the text of a file. What is wrong with it is in the reader, each
+// with the block and key that it is about; the error says that it is no TOML.
+func (r *reader) read(text string) error {
 	if len(text) > maxFile {
-		return nil, nil, fmt.Errorf("longer than %d bytes", maxFile)
+		return fmt.Errorf("longer than %d bytes", maxFile)
 	}
 	var tables map[string]any
 	meta, err := toml.Decode(text, &tables)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	r := reader{from: from, file: file{names: map[string]*block{}, replaces: map[string]bool{}}}
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		table, ok := tables[name].(map[string]any)
 		if !ok {
@@ -69,7 +68,7 @@ func read(from, text string) (f *file, warnings []string, err error) {
 			r.name(name, table)
 		}
 	}
-	return &r.file, r.warnings, errors.Join(r.errs...)
+	return errors.Join(r.errs...)
 }
 
 // name reads the block of a site or domain.
@@ -107,9 +106,12 @@ func (r *reader) providers(tables map[string]any, keys []toml.Key) {
 		}
 		p := &provider{id: id}
 		if value, has := table["match"]; has {
-			match, err := readMatch(value)
+			match, doubts, err := readMatch(value)
 			if err != nil {
 				r.fail("%s.match: %w", name, err)
+			}
+			for _, d := range doubts {
+				r.warn("%s.match: %s", name, d)
 			}
 			p.match = match
 		}
@@ -118,7 +120,7 @@ func (r *reader) providers(tables map[string]any, keys []toml.Key) {
 	}
 }
 
-func readMatch(value any) ([]matcher, error) {
+func readMatch(value any) (all []matcher, doubts []string, err error) {
 	list, _ := value.([]any)
 	if tables, ok := value.([]map[string]any); ok {
 		for _, t := range tables {
@@ -126,20 +128,32 @@ func readMatch(value any) ([]matcher, error) {
 		}
 	}
 	if len(list) == 0 {
-		return nil, errors.New("want a list such as [{MXSuffix=\".example.com\"}]")
+		return nil, nil, errors.New("want a list such as [{MXSuffix=\".example.com\"}]")
 	}
-	var all []matcher
 	for _, item := range list {
 		table, _ := item.(map[string]any)
 		mx, _ := table["MXSuffix"].(string)
 		host, _ := table["HostName"].(string)
 		domain, _ := table["DomainSuffix"].(string)
 		if len(table) != 1 || mx+host+domain == "" {
-			return nil, fmt.Errorf("%v: want exactly one of MXSuffix, HostName and DomainSuffix with a text", item)
+			return nil, nil, fmt.Errorf("%v: want exactly one of MXSuffix, HostName and DomainSuffix with a text", item)
 		}
-		all = append(all, matcher{strings.ToLower(mx), strings.ToLower(host), strings.ToLower(domain)})
+		if text := mx + host + domain; !mayMatch(text) {
+			doubts = append(doubts, fmt.Sprintf("%q matches nothing: no name of a host or domain can end so", text))
+		}
+		all = append(all, matcher{nameEnd(mx), nameEnd(host), nameEnd(domain)})
 	}
-	return all, nil
+	return all, doubts, nil
+}
+
+// nameEnd returns the end of a name as names are here: in lower case, without
+// a final dot.
+func nameEnd(text string) string { return strings.ToLower(strings.TrimSuffix(text, ".")) }
+
+// mayMatch reports whether a name can end in a text.
+func mayMatch(text string) bool {
+	text = nameEnd(text)
+	return text != "" && !strings.Contains(text, "..") && strings.Trim(text, "abcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
 }
 
 // kind is what a block is about, and so what may be in it.

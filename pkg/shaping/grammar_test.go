@@ -180,7 +180,7 @@ connection_limit = 1
 func TestWhatIsWrongWithRulesIsNamed(t *testing.T) {
 	_, _, err := shaping.Build(config(t, ""), shaping.Text{From: "f", TOML: `
 [["a.example".automation]]
-regex = ["(?=x)y", "ok"]
+regex = ["(x", "ok"]
 action = ["Explode", {SetConfig={name="connection_limit", value="many"}}, {SetConfig={name="connections_max", value=1}}]
 trigger = {Threshold="often"}
 duration = "soon"
@@ -202,7 +202,7 @@ replace_base = 1
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		`"a.example".automation[1].regex: "(?=x)y": error parsing regexp`, "expressions are RE2: without look-around",
+		`"a.example".automation[1].regex: "(x": error parsing regexp`,
 		`"a.example".automation[1].action: Explode: want one of`, `SetConfig: connection_limit: many: want a whole number`,
 		`SetConfig: unknown key connections_max`, `trigger.Threshold: rate "often"`, `trigger.Threshold: unlimited`, `duration: duration "soon"`, `automation[1].colour: unknown key`,
 		`"b.example".automation[1].regex: want a regular expression`, `"b.example".automation[1].trigger: Later`, `"b.example".automation[1].action: missing`,
@@ -211,6 +211,109 @@ replace_base = 1
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q:\n%v", want, err)
 		}
+	}
+}
+
+// One rule that cannot be read does not take away what the others do, nor the
+// rest of the file.
+func TestARuleThatCannotBeReadIsLeftOut(t *testing.T) {
+	s, _, err := shaping.Build(config(t, ""), shaping.Text{From: "f", TOML: `
+["default"]
+connection_limit = 7
+[["default".automation]]
+regex = "(unclosed"
+action = "Suspend"
+duration = "1h"
+[["default".automation]]
+regex = '^(?!.*internal).*RL000010'
+action = "Suspend"
+duration = "1h"
+`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wrong := s.LeftOut(); len(wrong) != 1 || !strings.Contains(wrong[0].Error(), `f: rule left out: "default".automation[1].regex: "(unclosed": error parsing regexp`) {
+		t.Errorf("left out: %v", wrong)
+	}
+	v := s.For(shaping.Query{Domain: "a.example"})
+	if v.Connections != 7 || len(v.Rules) != 1 {
+		t.Fatalf("%+v with %d rules", v.Limits, len(v.Rules))
+	}
+	for text, want := range map[string]bool{"421 4.2.0 RL000010": true, "421 internal RL000010": false, "421 4.2.0 RL": false} {
+		if got := v.Rules[0].Match(text, false) != ""; got != want {
+			t.Errorf("%q: matches %v, want %v", text, got, want)
+		}
+	}
+}
+
+// What a hostile host says costs an expression that backtracks a moment, once
+// a minute.
+func TestExpressionsThatTakeTooLongAreGivenUp(t *testing.T) {
+	s, _ := build(t, "[[\"default\".automation]]\nregex = '^(?!z)(([a-z])+.)+[A-Z]([a-z])+$'\naction = \"Suspend\"\nduration = \"1h\"\n")
+	rule := &s.For(shaping.Query{Domain: "a.example"}).Rules[0]
+	if rule.Match("aaaaaaaaAaaa", false) == "" {
+		t.Fatal("no match of what matches")
+	}
+	for range 1000 { // each of which would take for ever
+		if rule.Match(strings.Repeat("a", 2000), false) != "" {
+			t.Fatal("a match of what does not match")
+		}
+	}
+}
+
+func TestMatchersThatMatchNothingAreSaid(t *testing.T) {
+	s, warnings, err := shaping.Build(config(t, ""), shaping.Text{From: "f", TOML: `
+[provider."dot"]
+match = [{MXSuffix=".Dot.test."}]
+[provider."star"]
+match = [{MXSuffix="*.star.test"}, {HostName="mx.star.test"}]
+[provider."space"]
+match = [{DomainSuffix=" space.test"}]
+`})
+	if err != nil || len(warnings) != 2 || !strings.Contains(warnings[0], `"*.star.test" matches nothing`) || !strings.Contains(warnings[1], `" space.test" matches nothing`) {
+		t.Errorf("warnings %q, %v", warnings, err)
+	}
+	if v := s.For(shaping.Query{Domain: "a.example", Hosts: hosts("mx.dot.test")}); v.Provider != "dot" {
+		t.Errorf("provider %q, want the one whose matcher ends in a dot", v.Provider)
+	}
+}
+
+func TestRulesWithoutEffectAreSaid(t *testing.T) {
+	s, _ := build(t, `
+[provider."p"]
+match = [{MXSuffix=".p.test"}]
+max_connection_rate = "10/min"
+[[provider."p".automation]]
+regex = "same"
+action = {SetConfig={name="max_connection_rate", value="10/min"}}
+duration = "1h"
+[[provider."p".automation]]
+regex = "faster"
+action = {SetConfig={name="max_connection_rate", value="10000/h"}}
+duration = "1h"
+[[provider."p".automation]]
+regex = "slower"
+action = {SetConfig={name="max_connection_rate", value="5/min"}}
+duration = "1h"
+[[provider."p".automation]]
+regex = "other"
+action = {SetConfig={name="enable_tls", value="none"}}
+duration = "1h"
+["d.example"]
+connection_limit = 1
+[["d.example".automation]]
+regex = "one"
+action = {SetConfig={name="connection_limit", value=1}}
+duration = "1h"
+`)
+	doubts := strings.Join(s.Doubts(), "\n")
+	for _, want := range []string{`provider."p".automation: the rule for ["same"] sets max_connection_rate to 10/1m, and it is 10/1m without`, `the rule for ["faster"]`, `"d.example".automation: the rule for ["one"] sets connection_limit to 1`} {
+		if !strings.Contains(doubts, want) {
+			t.Errorf("%q is not among\n%s", want, doubts)
+		}
+	}
+	if strings.Count(doubts, "the rule for") != 3 {
+		t.Error(doubts)
 	}
 }
 
@@ -286,27 +389,32 @@ func TestEveryPresetLoadsWithoutAWord(t *testing.T) {
 		if err != nil || len(warnings) > 0 {
 			t.Fatalf("%s: %v %v", version, err, warnings)
 		}
+		if doubts := s.Doubts(); len(doubts) > 0 || len(s.LeftOut()) > 0 {
+			t.Errorf("%s: %v %v", version, doubts, s.LeftOut())
+		}
 		for _, c := range []struct {
 			host        string
 			site        mail.Site
 			provider    string
 			connections int
 			messages    int
+			tls         mail.TLSLevel
 		}{
-			{"gmail-smtp-in.l.google.com", "provider:google", "google", 5, 50},
-			{"mta5.am0.yahoodns.net", "", "yahoo", 10, 20},
-			{"outlook-com.olc.protection.outlook.com", "provider:outlook", "outlook", 5, 50},
-			{"example-com.mail.protection.outlook.com", "provider:office365", "office365", 5, 50},
-			{"mx01.mail.icloud.com", "provider:apple", "apple", 10, 5},
-			{"mx1a1.comcast.net", "", "comcast", 25, 1000},
-			{"smtp-in.orange.fr", "", "orange", 2, 100},
-			{"eu-smtp-inbound-1.mimecast.com", "", "mimecast", 10, 100},
-			{"mx00.gmx.net", "", "gmx", 4, 20},
+			{"gmail-smtp-in.l.google.com", "provider:google", "google", 5, 50, mail.TLSVerify},
+			{"mta5.am0.yahoodns.net", "", "yahoo", 10, 20, mail.TLSMay},
+			{"outlook-com.olc.protection.outlook.com", "provider:outlook", "outlook", 5, 50, mail.TLSMay},
+			{"example-com.mail.protection.outlook.com", "provider:office365", "office365", 5, 50, mail.TLSMay},
+			{"example-com.p-v1.mx.microsoft", "provider:office365-dane", "office365-dane", 5, 50, mail.TLSMay},
+			{"mx01.mail.icloud.com", "provider:apple", "apple", 10, 5, mail.TLSMay},
+			{"mx1a1.comcast.net", "", "comcast", 25, 1000, mail.TLSVerify},
+			{"smtp-in.orange.fr", "provider:orange", "orange", 2, 100, mail.TLSVerify},
+			{"eu-smtp-inbound-1.mimecast.com", "", "mimecast", 10, 100, mail.TLSMay},
+			{"mx00.gmx.net", "", "gmx", 4, 20, mail.TLSVerify},
 		} {
 			site := s.Site("a.example", hosts(c.host))
 			v := s.For(shaping.Query{Domain: "a.example", Site: site, Hosts: hosts(c.host)})
-			if site != c.site || v.Provider != c.provider || v.Connections != c.connections || v.MessagesPerConnection != c.messages {
-				t.Errorf("%s: site %q, provider %q, %+v", c.host, site, v.Provider, v.Limits)
+			if site != c.site || v.Provider != c.provider || v.Connections != c.connections || v.MessagesPerConnection != c.messages || v.TLS != c.tls {
+				t.Errorf("%s: site %q, provider %q, TLS %s, %+v", c.host, site, v.Provider, v.TLS, v.Limits)
 			}
 		}
 	}

@@ -63,6 +63,7 @@ func Open(cfg Config) (*Live, error) {
 	if err != nil {
 		return nil, err
 	}
+	warnLeftOut(built)
 	l.seen.built = built
 	l.current.Store(built)
 	l.measures.Store(&mail.Measures{})
@@ -134,6 +135,7 @@ func (l *Live) Look(ctx context.Context, b Board) (changed bool, err error) {
 			// What holds stays until there is a better one.
 			slog.Error("new shaping refused; the last one holds", "version", version, "error", err)
 		} else {
+			warnLeftOut(built)
 			l.seen.built = built
 			changed = true
 			slog.Info("new shaping holds", "version", version, "file", l.cfg.File)
@@ -156,6 +158,12 @@ func (l *Live) Look(ctx context.Context, b Board) (changed bool, err error) {
 	l.measures.Store(&measures)
 	l.current.Store(next)
 	return true, nil
+}
+
+func warnLeftOut(s *Shaping) {
+	for _, err := range s.LeftOut() {
+		slog.Warn("shaping rule cannot be read, left out; the others hold", "error", err)
+	}
 }
 
 // build makes a Shaping of presets, file and version.

@@ -4,9 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +15,7 @@ import (
 )
 
 const (
-	// maxPattern bounds the text of one regular expression. Go's expressions
-	// take time that is linear in the length of the reply, whatever they are.
+	// maxPattern bounds the text of one regular expression.
 	maxPattern = 1000
 	// maxRules bounds the rules of one block: each reply that is not positive
 	// is held against all of them.
@@ -30,7 +29,7 @@ const (
 type Rule struct {
 	ID        string // equal in all processes, and as long as the rule is unchanged
 	Block     string // that it stands in
-	Patterns  []*regexp.Regexp
+	Patterns  []*Pattern
 	Actions   []Action
 	Threshold Rate // so many matches set it off; the zero value: the first does
 	Duration  time.Duration
@@ -66,7 +65,7 @@ func (r *Rule) Match(text string, internal bool) string {
 		return ""
 	}
 	for _, p := range r.Patterns {
-		if p.MatchString(text) {
+		if p.matches(text) {
 			return p.String()
 		}
 	}
@@ -96,8 +95,16 @@ func (r *reader) rules(block string, value any) []Rule {
 	}
 	var all []Rule
 	for i, table := range tables {
-		name := fmt.Sprintf("%s.automation[%d]", block, i+1)
-		all = append(all, r.rule(block, name, table))
+		// What is wrong with one rule leaves that one out: those of others
+		// that are well go on protecting.
+		one := reader{from: r.from}
+		rule := one.rule(block, fmt.Sprintf("%s.automation[%d]", block, i+1), table)
+		r.warnings = append(r.warnings, one.warnings...)
+		if one.errs != nil {
+			r.leftOut = append(r.leftOut, errors.Join(one.errs...))
+			continue
+		}
+		all = append(all, rule)
 	}
 	return all
 }
@@ -164,32 +171,22 @@ func oneOrMany(value any) []any {
 	return []any{value}
 }
 
-func (r *reader) patterns(at string, value any) []*regexp.Regexp {
-	var all []*regexp.Regexp
+func (r *reader) patterns(at string, value any) []*Pattern {
+	var all []*Pattern
 	for _, item := range oneOrMany(value) {
 		text, ok := item.(string)
 		if !ok || text == "" || len(text) > maxPattern {
 			r.fail("%s: want a regular expression of 1 to %d octets, or a list of them", at, maxPattern)
 			continue
 		}
-		pattern, err := regexp.Compile(text)
+		pattern, err := compile(text)
 		if err != nil {
-			r.fail("%s: %q: %w%s", at, text, err, dialect(text))
+			r.fail("%s: %q: %w", at, text, err)
 			continue
 		}
 		all = append(all, pattern)
 	}
 	return all
-}
-
-// dialect says why an expression of KumoMTA's dialect does not compile here.
-func dialect(text string) string {
-	for _, construct := range []string{"(?=", "(?!", "(?<=", "(?<!", "(?>"} {
-		if strings.Contains(text, construct) {
-			return "; expressions are RE2: without look-around, atomic groups and back-references"
-		}
-	}
-	return ""
 }
 
 func (r *reader) trigger(at string, value any) Rate {

@@ -31,6 +31,7 @@ type Shaping struct {
 	sites    map[mail.Site][]*block // blocks of domains with mx_rollup, by the site that each shares with others
 	named    map[string]bool        // sources with blocks
 	measures []measure
+	leftOut  []error // rules that cannot be read
 
 	mu    sync.RWMutex
 	cache map[origin]Values // guarded by mu
@@ -43,7 +44,8 @@ type Text struct {
 }
 
 // Build makes a Shaping of files, each laid over those before. The error
-// joins everything that is wrong with them.
+// joins everything that is wrong with them, but for rules of automation: one
+// that cannot be read is left out, and the others protect on.
 func Build(cfg Config, texts ...Text) (s *Shaping, warnings []string, err error) {
 	s = &Shaping{base: defaults(), named: map[string]bool{}, cache: map[origin]Values{}}
 	s.base.RetrySchedule = cfg.RetrySchedule
@@ -51,15 +53,19 @@ func Build(cfg Config, texts ...Text) (s *Shaping, warnings []string, err error)
 	s.base.DelayNoticeAfter = time.Duration(cfg.DelayNoticeAfter)
 	var errs []error
 	for _, t := range texts {
-		f, notes, err := read(t.From, t.TOML)
-		for _, note := range notes {
+		r := reader{from: t.From, file: file{names: map[string]*block{}, replaces: map[string]bool{}}}
+		err := r.read(t.TOML)
+		for _, note := range r.warnings {
 			warnings = append(warnings, t.From+": "+note)
+		}
+		for _, wrong := range r.leftOut {
+			s.leftOut = append(s.leftOut, fmt.Errorf("%s: rule left out: %w", t.From, wrong))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", t.From, err))
 			continue
 		}
-		s.blocks.over(f)
+		s.blocks.over(&r.file)
 	}
 	s.blocks.each(func(b *block) {
 		for source := range b.sources {
@@ -71,11 +77,15 @@ func Build(cfg Config, texts ...Text) (s *Shaping, warnings []string, err error)
 			warnings = append(warnings, providerBlock(p.id)+": without match it holds for nothing")
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, warnings, err
+	if errs != nil {
+		return nil, warnings, errors.Join(append(errs, s.leftOut...)...)
 	}
 	return s, warnings, nil
 }
+
+// LeftOut returns what is wrong with the rules that cannot be read; nil if
+// there are none.
+func (s *Shaping) LeftOut() []error { return s.leftOut }
 
 // Load makes the Shaping of the presets and the file that the configuration
 // names. The error joins everything that is wrong with the file.
@@ -293,26 +303,6 @@ func (s *Shaping) ProvidersOf(domain mail.Domain, hosts []mail.Host) (names []st
 		}
 	}
 	return names
-}
-
-// Doubts says what can be read and is probably not what was meant: providers
-// that match the same hosts, and limits of a provider that cannot be reached.
-func (s *Shaping) Doubts() (all []string) {
-	for i, p := range s.blocks.providers {
-		for _, other := range s.blocks.providers[i+1:] {
-			if m, ok := p.overlaps(other); ok {
-				all = append(all, fmt.Sprintf("%s and %s overlap: both match %s", providerBlock(p.id), providerBlock(other.id), m))
-			}
-		}
-		v := s.For(Query{Site: mail.Site(providerSite + p.id)})
-		for _, l := range v.Shared {
-			if p.wide() && l.Name == providerSite+p.id+"/" && l.Connections > v.Connections {
-				all = append(all, fmt.Sprintf("%s: connection_limit %d is the stricter one and holds for all of it, so provider_connection_limit %d is never reached",
-					providerBlock(p.id), v.Connections, l.Connections))
-			}
-		}
-	}
-	return all
 }
 
 // Rollups returns the domains whose blocks hold for all that shares their

@@ -244,8 +244,10 @@ func shapingValidateCommand() *cobra.Command {
 		Short: "Say everything that is wrong with a file, or strange about it",
 		Long: `Reads the file as a version over presets and POSTRIDER_SHAPING_FILE, looks up
 the domains that it names, and prints all errors and warnings: unknown keys,
-values and regular expressions that cannot be read, keys without effect,
-providers that overlap, domains that are aliases of one site.`,
+values and regular expressions that cannot be read, keys and rules without
+effect, matchers that match nothing, providers that overlap, domains that are
+aliases of one site. A rule that cannot be read is an error here; apply leaves
+it out and says so.`,
 		Args: exactly("FILE"),
 		RunE: func(c *cobra.Command, args []string) error {
 			text, err := os.ReadFile(args[0])
@@ -254,7 +256,8 @@ providers that overlap, domains that are aliases of one site.`,
 			}
 			s, warnings, err := checkShaping(args[0], string(text))
 			if err == nil {
-				warnings = append(warnings, aliases(c.Context(), s)...)
+				warnings = append(warnings, aliases(c.Context(), s, lookUpWithin)...)
+				err = errors.Join(s.LeftOut()...)
 			}
 			for _, w := range warnings {
 				fmt.Fprintln(c.OutOrStdout(), "warning:", clean(w))
@@ -282,8 +285,11 @@ func checkShaping(name, text string) (*shaping.Shaping, []string, error) {
 	s, all, err := shaping.Build(cfg, append(texts, shaping.Text{From: name, TOML: text})...)
 	var warnings []string
 	for _, w := range all {
+		of := func(t shaping.Text) bool { return strings.HasPrefix(w, t.From+": ") }
 		if rest, ok := strings.CutPrefix(w, name+": "); ok {
 			warnings = append(warnings, rest)
+		} else if !slices.ContainsFunc(texts, of) {
+			warnings = append(warnings, w) // of all texts together
 		}
 	}
 	if s != nil {
@@ -292,13 +298,17 @@ func checkShaping(name, text string) (*shaping.Shaping, []string, error) {
 	return s, warnings, err
 }
 
-// lookUpWithin bounds the look-ups of validate.
-const lookUpWithin = time.Minute
+// lookUpWithin bounds the look-ups of validate, and lookUpSoon those of apply,
+// which somebody may wait for in an emergency.
+const (
+	lookUpWithin = time.Minute
+	lookUpSoon   = 5 * time.Second
+)
 
 // aliases looks up the domains that a file names and says which share a site,
 // or a provider with others.
-func aliases(ctx context.Context, s *shaping.Shaping) (warnings []string) {
-	ctx, cancel := context.WithTimeout(ctx, lookUpWithin)
+func aliases(ctx context.Context, s *shaping.Shaping, within time.Duration) (warnings []string) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var dns resolver.DNSConfig
 	if err := boot.Load(nil, &dns); err != nil {
@@ -381,12 +391,18 @@ func shapingApplyCommand() *cobra.Command {
 }
 
 func applyShaping(c *cobra.Command, name, text, note string) error {
-	_, warnings, err := checkShaping(name, text)
-	if err != nil {
-		return err
+	s, warnings, err := checkShaping(name, text)
+	if err == nil {
+		for _, wrong := range s.LeftOut() {
+			warnings = append(warnings, wrong.Error())
+		}
+		warnings = append(warnings, aliases(c.Context(), s, lookUpSoon)...)
 	}
 	for _, w := range warnings {
 		fmt.Fprintln(c.ErrOrStderr(), "warning:", clean(w))
+	}
+	if err != nil {
+		return err
 	}
 	return withStore(c.Context(), func(db *store.Store) error {
 		version, err := db.ApplyShaping(c.Context(), text, note, operator())
