@@ -74,6 +74,7 @@ var vendors = []struct {
 	{"golang.org/x/crypto/argon2", []string{`pkg/auth`}, "secrets are made and verified in one place"},
 	{"github.com/emersion/go-msgauth", []string{`pkg/dkim`}, "what is signed, and how, is decided once"},
 	{"github.com/danielgtaylor/huma", []string{`services/ingress/internal/httpd`}, "it describes the one interface of HTTP clients"},
+	{"github.com/dlclark/regexp2", []string{`pkg/shaping`}, "it backtracks: what hosts say meets it under one bound; RE2 is for all else"},
 	{"github.com/BurntSushi/toml", []string{`pkg/shaping`}, "one file format, one reader"},
 }
 
