@@ -27,7 +27,7 @@ func (l *lane) connecting() (at time.Time, may bool) {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
 	now := time.Now()
-	if l.site.home.tenure.left() <= 0 || l.site.tooMuchUnsaved(now) {
+	if l.site.home.tenure.left() <= 0 || l.isAhead(&l.connections, now) {
 		return now.Add(saveTick), true
 	}
 	if l.closed {
@@ -54,7 +54,7 @@ func (ss *session) mailing() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
+	if s.home.tenure.left() <= 0 || l.isAhead(&l.messages, now) || l.isAhead(&l.warming, now) {
 		return now.Add(saveTick)
 	}
 	for _, w := range []*pace.Window{&l.messages, &l.warming} {

@@ -67,6 +67,7 @@ type worker struct {
 	orders    *batcher[mail.Measure]
 	pulls     chan *site
 	lookNow   chan struct{} // holds at most one signal
+	saveNow   chan *site    // those that wait for it
 
 	reconcileNow chan struct{} // holds at most one signal
 
@@ -123,7 +124,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 	for ctx.Err() == nil {
 		w := &worker{
 			config: config, store: db, bus: nc, shaping: shape, metrics: m, tracer: telemetry.Tracer("delivery"),
-			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1), shareNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
+			pulls: make(chan *site, 64), lookNow: make(chan struct{}, 1), saveNow: make(chan *site, 64), reconcileNow: make(chan struct{}, 1), shareNow: make(chan struct{}, 1), slotMap: newSlotMap(), egressKey: newEgressKey(),
 			connections: semaphore.NewWeighted(config.Connections),
 			wanted:      make(chan struct{}, config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),

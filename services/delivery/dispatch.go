@@ -22,7 +22,7 @@ func (s *site) mayBegin(now time.Time) bool {
 	if s.closed() || now.Before(s.suspendedUntil) || !s.mayHold() {
 		return false
 	}
-	if s.home.tenure.left() <= 0 || s.tooMuchUnsaved(now) {
+	if s.home.tenure.left() <= 0 {
 		s.wakeAt(now.Add(saveTick)) // Postgres may answer yet
 		return false
 	}
@@ -113,8 +113,8 @@ func (s *site) survey(now time.Time) (found bool) {
 			continue
 		}
 		if l.open < l.concurrency.Allowed() {
-			at, ok := l.connections.Next(now)
-			l.openable = s.notBefore(now, at, ok) && !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayConnect(s) })
+			at, ok := l.nextConnection(now)
+			l.openable = s.notBefore(now, at, ok) && !l.isAhead(&l.connections, now) && !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayConnect(s) })
 		}
 		stuckAt := l.lastOver.Add(stuckAfter)
 		l.takes = l.openable || l.open > 0 && now.Before(stuckAt)

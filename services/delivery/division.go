@@ -319,14 +319,15 @@ func (s *site) wanted() int {
 
 // keeps reports whether the part keeps to its portion: what is open, and what
 // its windows count, is no more. From then on what it adds to the windows of
-// the remote host is within that, whenever the remote host sees it. Caller
-// holds mu.
+// the remote host is within that, whenever the remote host sees it. A successor
+// would assume no more than that leaves, so what is not saved is within it too.
+// Caller holds mu.
 func (s *site) keeps(now time.Time) bool {
 	if s.hosts == nil {
 		return false // its limits are not known yet
 	}
 	s.recall()
-	if s.before.unseen > 0 {
+	if s.before.died {
 		// A home that died may have used any lane.
 		s.lane(here)
 		for _, src := range s.home.sources.Load().byName {
@@ -341,6 +342,11 @@ func (s *site) keeps(now time.Time) bool {
 		if l.open > p.Count(l.full.Connections) || !within(&l.messages, l.full.MessageRate) ||
 			!within(&l.connections, l.full.ConnectionRate) || !within(&l.warming, l.fullWarming) {
 			return false
+		}
+		for _, w := range l.windows() {
+			if l.isAhead(w, now) {
+				return false
+			}
 		}
 	}
 	return true

@@ -20,15 +20,14 @@ type modelPart struct {
 	flying  []flight
 	saved   []pace.Tally
 	savedAt time.Time
-	unsaved time.Time // the first event that is not saved
 }
 
 // take makes a home for the slot, which knows the division.
 func (m *modelPart) take(d mail.Division, full shaping.Limits) {
-	m.s = &site{name: d.Site, slot: m.slot, division: d, hosts: []mail.Host{{Name: "mx.a.test"}}}
+	m.s = &site{name: d.Site, slot: m.slot, home: &worker{}, division: d, hosts: []mail.Host{{Name: "mx.a.test"}}}
 	m.l = &lane{site: m.s, source: here, full: full}
 	m.s.lanes = []*lane{m.l}
-	m.flying, m.unsaved = nil, time.Time{}
+	m.flying = nil
 }
 
 // limit has the lane keep to a portion, as lane.relimit does.
@@ -39,7 +38,9 @@ func (m *modelPart) limit(p mail.Portion) {
 }
 
 func (m *modelPart) save(now time.Time) {
-	m.saved, m.savedAt, m.unsaved = m.l.messages.Save(now), now, time.Time{}
+	m.saved, m.savedAt = m.l.messages.Save(now), now
+	m.l.messages.Saving()
+	m.l.messages.Saved(true)
 }
 
 // land ends what is over.
@@ -65,9 +66,8 @@ func divideAtRandom(t *rapid.T) {
 	const slots = 5
 	full := shaping.Limits{
 		Connections: rapid.IntRange(1, 8).Draw(t, "connections"),
-		MessageRate: shaping.Rate{Events: rapid.IntRange(1, 20).Draw(t, "events"), Period: time.Second, Burst: rapid.IntRange(0, 20).Draw(t, "burst")},
+		MessageRate: shaping.Rate{Events: rapid.IntRange(1, 80).Draw(t, "events"), Period: time.Second, Burst: rapid.IntRange(0, 20).Draw(t, "burst")},
 	}
-	unknown := 300 * time.Millisecond
 	now := time.Unix(0, 0)
 	truth := mail.Division{Site: "a.test", Slots: []int16{0}}
 	var parts []*modelPart
@@ -111,10 +111,9 @@ func divideAtRandom(t *rapid.T) {
 			m.limit(truth.Before(m.slot))
 			m.l.messages.Linger(now, saved)
 			m.l.messages.Restore(now, now.Sub(savedAt), saved)
-			m.l.messages.Assume(now, unknown)
+			m.l.messages.AssumeAhead(now, now, 0)
 			m.limit(truth.Portion(m.slot))
 			m.s.passive = !truth.Takes(m.slot)
-			m.save(now)
 		case step == 7:
 			now = now.Add(time.Duration(rapid.IntRange(0, 700).Draw(t, "pause")) * time.Millisecond)
 		case step == 8 && m.l.open > 0:
@@ -128,11 +127,8 @@ func divideAtRandom(t *rapid.T) {
 			if m.s.closed() || m.l.closed || !ok || at.After(now) {
 				continue
 			}
-			if !m.unsaved.IsZero() && now.Sub(m.unsaved) > unknown {
+			if m.l.isAhead(&m.l.messages, now) {
 				m.save(now) // nothing begins before
-			}
-			if m.unsaved.IsZero() {
-				m.unsaved = now
 			}
 			m.l.messages.Begin(now)
 			takes := time.Duration(rapid.IntRange(0, 1500).Draw(t, "takes")) * time.Millisecond

@@ -169,7 +169,17 @@ func (l *lane) mayBegin(now time.Time) bool {
 		return false
 	}
 	at, ok = l.warming.Next(now)
-	return l.site.notBefore(now, at, ok)
+	return l.site.notBefore(now, at, ok) && !l.isAhead(&l.messages, now) && !l.isAhead(&l.warming, now)
+}
+
+// nextConnection returns when the next connection may be opened, as
+// pace.Window.Next. When a home has died not long ago another one may: part of
+// the rate is for the first connection of whoever comes then.
+func (l *lane) nextConnection(now time.Time) (time.Time, bool) {
+	if died := l.site.before.diedAt; l.open > 0 && !died.IsZero() && now.Sub(died) <= l.connections.Period() {
+		return l.connections.NextSparing(now)
+	}
+	return l.connections.Next(now)
 }
 
 // dismiss ends the n connections that have been idle the longest.

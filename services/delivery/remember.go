@@ -1,10 +1,12 @@
 package delivery
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"time"
 
+	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/services/delivery/internal/adapt"
 	"github.com/postrider/postrider/services/delivery/internal/pace"
@@ -12,9 +14,11 @@ import (
 
 // siteState is the saved form of what a site remembers.
 type siteState struct {
-	SavedAt time.Time         `json:"saved_at"`          // for workers of the version before this one
+	Home    mail.WorkerID     `json:"home,omitempty"`    // who saved it; 0: a worker of the version before this one
 	Clean   bool              `json:"clean"`             // the home ended in order: nothing happened after
-	Unknown time.Duration     `json:"unknown,omitempty"` // else: how long before the end of the home the first event that it lacks
+	Died    time.Duration     `json:"died,omitempty"`    // how long before it was saved a home had died; 0: none had
+	SavedAt time.Time         `json:"saved_at"`          // for workers of the version before this one
+	Unknown time.Duration     `json:"unknown,omitempty"` // likewise: how long before the end of the home the first event that it lacks
 	counts                    // of the lane without a source
 	Lanes   map[string]counts `json:"lanes,omitempty"` // by source
 	Outage  *savedOutage      `json:"outage,omitempty"`
@@ -39,23 +43,27 @@ type predecessor struct {
 	state   siteState
 	savedAt time.Time // by our clock; the events in it are not younger
 	takenAt time.Time
-	unseen  time.Duration // that the windows of the state may lack
+	diedAt  time.Time // when the slot was last taken from a home that had died; zero: none had
+	died    bool      // this one had: it may have begun what it did not save
+
+	outlasts time.Duration // shorter periods are over when a home has died
 }
 
-func predecessorOf(saved store.SiteState, in *slot) predecessor {
-	p := predecessor{takenAt: in.takenAt, savedAt: in.takenAt.Add(-saved.Age)}
+func predecessorOf(saved store.SiteState, in *slot, homeLease time.Duration) predecessor {
+	p := predecessor{outlasts: homeLease, takenAt: in.takenAt, savedAt: in.takenAt.Add(-saved.Age)}
 	if len(saved.State) > 0 {
 		if err := json.Unmarshal(saved.State, &p.state); err != nil {
 			slog.Warn("state of a site not understood", "site", saved.Site, "error", err)
 			p.state = siteState{} // as after a home that died
 		}
 	}
-	if !p.state.Clean && !in.orderly {
-		// A home that died may have gone on for as long as it may without
-		// saving what it did.
-		if p.unseen = p.state.Unknown; p.unseen <= 0 {
-			p.unseen = unknown(maxSave)
-		}
+	// What an earlier home said when it ended says nothing of the last one.
+	p.died = !in.orderly && !(p.state.Clean && p.state.Home == in.before)
+	switch {
+	case p.died:
+		p.diedAt = p.takenAt
+	case p.state.Died > 0:
+		p.diedAt = p.savedAt.Add(-p.state.Died)
 	}
 	return p
 }
@@ -92,8 +100,22 @@ func (p *predecessor) count(c counts, messages, connections *pace.Window) {
 	connections.Linger(p.takenAt, c.Connections)
 	messages.Restore(now, passed, c.Messages)
 	connections.Restore(now, passed, c.Connections)
-	if p.unseen > 0 {
-		messages.Assume(p.takenAt, p.unseen)
-		connections.Assume(p.takenAt, p.unseen)
+	if p.died {
+		p.assume(messages, now)
+		p.assume(connections, now)
+	}
+}
+
+// assume has a window count what a home that died may have begun without
+// saving it.
+func (p *predecessor) assume(w *pace.Window, now time.Time) {
+	old := p.state.Home == 0 && !p.state.SavedAt.IsZero() // of a worker of the version before this one
+	if isLong := w.Period() > p.outlasts; isLong && !old {
+		w.AssumeAhead(p.takenAt, now, 2*storeWithin)
+		return
+	}
+	w.Assume(p.takenAt, cmp.Or(p.state.Unknown, unknown(maxSave)))
+	if old {
+		w.Owe()
 	}
 }

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/services/delivery/internal/pace"
 )
 
 // What a site remembers is saved while it works, so that the next home after
-// one that died counts what that one did. The rule that makes it exact: an
-// event that is not saved yet is never older than unknown, because nothing new
-// begins where one is. So the next home adds what the limits allow in that
-// time to what was saved, and has all.
+// one that died counts what that one did. The rule that makes it exact: no
+// more events of a limit than pace.Window.IsAhead says begin before the state
+// is saved. So the next home adds as many to what was saved, and has all; and
+// before it begins any itself it saves that.
 
 const (
 	// saveTick is how often sites are looked at that have something to save.
@@ -56,7 +57,7 @@ func (s *site) saveEvery() time.Duration {
 	return min(max(period/saveParts, minSave), maxSave)
 }
 
-// unknown is how long before the end of a home, which saves so often, the
+// unknown is how long before the end of a worker, which saves so often, the
 // first event may have been of which its successor knows nothing.
 func unknown(saveEvery time.Duration) time.Duration { return 2*saveEvery + saveTick }
 
@@ -76,15 +77,26 @@ func (s *site) noteOutage(now time.Time) {
 	s.urgent = true
 }
 
-// tooMuchUnsaved reports whether nothing may begin before the state is saved.
-// Caller holds mu.
-func (s *site) tooMuchUnsaved(now time.Time) bool {
-	first := s.saving
-	if first.IsZero() {
-		first = s.unsaved
+// windows returns those of the lane, of which a successor must know all.
+func (l *lane) windows() [3]*pace.Window {
+	return [...]*pace.Window{&l.messages, &l.connections, &l.warming}
+}
+
+// isAhead reports whether none of the events of a window may begin before the
+// state of the site is saved, and has that done.
+func (l *lane) isAhead(w *pace.Window, now time.Time) bool {
+	if w.Period() <= l.site.home.config.HomeLease || !w.IsAhead() {
+		return false
 	}
-	// Few sites have a period, and then it matters: the cheap look comes first.
-	return !first.IsZero() && now.Sub(first) > 2*minSave && s.period() > 0 && now.Sub(first) > unknown(s.saveEvery())
+	s := l.site
+	s.note(now)
+	if s.urgent = true; s.saving.IsZero() {
+		select {
+		case s.home.saveNow <- s:
+		default: // at the next tick
+		}
+	}
+	return true
 }
 
 // recall has the lanes that an earlier home used, and this one has not, count
@@ -116,10 +128,16 @@ func (s *site) save(clean bool) store.SiteState {
 	}
 	s.unsaved = time.Time{}
 	s.recall()
-	state := siteState{SavedAt: now, Clean: clean, Unknown: unknown(s.saveEvery()), Lanes: map[string]counts{}}
+	state := siteState{Home: s.home.id, Clean: clean, SavedAt: now, Unknown: unknown(s.saveEvery()), Lanes: map[string]counts{}}
+	if died := s.before.diedAt; !died.IsZero() {
+		state.Died = max(now.Sub(died), 1)
+	}
 	state.Outage, state.Failed = s.saveOutage(now)
 	s.urgent = false
 	for _, l := range s.lanes {
+		for _, w := range l.windows() {
+			w.Saving()
+		}
 		c := count(now, &l.messages, &l.connections)
 		c.Slow, c.Warming = l.slow.Save(now), l.warming.Save(now)
 		c.Allowed = l.concurrency.Allowed()
@@ -145,6 +163,11 @@ func (s *site) saved(err error) {
 		s.urgent = true
 	}
 	s.saving = time.Time{}
+	for _, l := range s.lanes {
+		for _, w := range l.windows() {
+			w.Saved(err == nil)
+		}
+	}
 	s.dispatch() // it may have waited for this
 }
 
@@ -174,15 +197,21 @@ func (w *worker) runSave(ctx context.Context) error {
 	tick := time.NewTicker(saveTick)
 	defer tick.Stop()
 	for {
+		var sites []*site
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			sites = w.sitesIn(nil)
+		case s := <-w.saveNow:
+			for sites = append(sites, s); len(w.saveNow) > 0; {
+				sites = append(sites, <-w.saveNow)
+			}
 		}
 		now := time.Now()
 		var due []*site
 		var states []store.SiteState
-		for _, s := range w.sitesIn(nil) {
+		for _, s := range sites {
 			if s.toSave(now) {
 				due = append(due, s)
 				states = append(states, s.save(false))

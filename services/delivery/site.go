@@ -252,7 +252,13 @@ func (s *site) goOn() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = false
-	s.note(time.Now()) // what was saved last says that nothing comes after
+	// What was saved last says that nothing comes after.
+	s.note(time.Now())
+	for _, l := range s.lanes {
+		for _, w := range l.windows() {
+			w.Owe()
+		}
+	}
 	s.parked = true
 	s.pullNow()
 	s.dispatch()

@@ -13,7 +13,8 @@ import (
 type slot struct {
 	tenure  tenure
 	takenAt time.Time
-	orderly bool                          // the home before, if there was one, has saved all
+	before  mail.WorkerID                 // the home before; 0: there was none
+	orderly bool                          // that one has saved all
 	saved   map[mail.Site]store.SiteState // by earlier homes, for sites not seen here yet
 }
 
@@ -62,7 +63,7 @@ func (w *worker) newSite(part sitePart, in *slot) *site {
 	saved := in.saved[name]
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil
-	s.before = predecessorOf(saved, in)
+	s.before = predecessorOf(saved, in, w.config.HomeLease)
 	s.before.restoreOutage(s)
 	return s
 }
@@ -72,7 +73,7 @@ func (w *worker) welcome(slots []int16, before [mail.Slots]store.Home, states []
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, n := range slots {
-		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), orderly: before[n].Left, saved: map[mail.Site]store.SiteState{}}
+		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), before: before[n].Worker, orderly: before[n].Left, saved: map[mail.Site]store.SiteState{}}
 	}
 	for _, st := range states {
 		if in := &w.slots[st.Slot]; in.tenure == ours {

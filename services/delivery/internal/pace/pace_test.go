@@ -124,6 +124,146 @@ func TestNoWindowAtTheRemoteHostHoldsMoreThanTheRate(t *testing.T) {
 	})
 }
 
+// What a home begins that is not on record is bounded by IsAhead. Homes die
+// one after another, also before they have saved anything; a save may fail,
+// with nobody knowing whether it was done.
+func TestNoWindowHoldsMoreThanTheRateThoughHomesDieInARow(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		events := rapid.IntRange(1, 60).Draw(t, "events")
+		period := time.Second
+		burst := rapid.IntRange(0, 60).Draw(t, "burst")
+		w := window(events, period, burst)
+		now := start
+		var record, writing []pace.Tally // what a successor finds, and what is being written
+		recordAt, writingAt := now, time.Time{}
+		const slow = 300 * time.Millisecond // a write takes so long at most
+		var flying []flight
+		var seen []time.Time
+		land := func() {
+			slices.SortFunc(flying, func(a, b flight) int { return a.over.Compare(b.over) })
+			for len(flying) > 0 && !flying[0].over.After(now) {
+				w.Over(flying[0].over)
+				flying = flying[1:]
+			}
+		}
+		write := func() {
+			writing, writingAt = w.Save(now), now
+			w.Saving()
+		}
+		written := func(done, known bool) {
+			if done {
+				record, recordAt = writing, earlier(now, writingAt.Add(slow))
+			}
+			w.Saved(known)
+			writingAt = time.Time{}
+		}
+		for range rapid.IntRange(1, 400).Draw(t, "steps") {
+			switch rapid.IntRange(0, 22).Draw(t, "step") {
+			case 0:
+				now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "pause")) * time.Millisecond)
+				land()
+			case 1, 2:
+				if writingAt.IsZero() {
+					write()
+				} else {
+					done := rapid.Bool().Draw(t, "done")
+					written(done, done && rapid.Bool().Draw(t, "known"))
+				}
+			case 3, 4: // the home dies
+				if !writingAt.IsZero() && rapid.Bool().Draw(t, "written all the same") {
+					record, recordAt = writing, earlier(now, writingAt.Add(slow))
+				}
+				writingAt = time.Time{}
+				for i := range flying {
+					now = later(now, flying[i].seen)
+				}
+				flying = nil
+				w = window(events, period, burst)
+				w.Linger(now, record)
+				w.Restore(now, now.Sub(recordAt), record)
+				w.AssumeAhead(now, now, slow)
+			default:
+				at, ok := w.Next(now)
+				for !ok {
+					slices.SortFunc(flying, func(a, b flight) int { return a.over.Compare(b.over) })
+					now = later(now, flying[0].over)
+					land()
+					at, ok = w.Next(now)
+				}
+				now = later(now, at)
+				land()
+				if at, ok := w.Next(now); !ok || at.After(now) {
+					continue // something landed later than asked about
+				}
+				if w.IsAhead() {
+					if writingAt.IsZero() {
+						write()
+					}
+					written(true, true)
+				}
+				if w.IsAhead() {
+					continue // what was begun during the save is to be saved too
+				}
+				w.Begin(now)
+				takes := time.Duration(rapid.IntRange(0, 3000).Draw(t, "takes")) * time.Millisecond
+				delay := time.Duration(rapid.Float64Range(0, 1).Draw(t, "delay") * float64(takes))
+				flying = append(flying, flight{now.Add(delay), now.Add(takes)})
+				seen = append(seen, now.Add(delay))
+			}
+		}
+		check(t, seen, events, period)
+	})
+}
+
+// A death costs a twentieth of the rate, and nothing where the rate was used
+// up: so a home can die often before its successors have nothing left.
+func TestWhatADeathCosts(t *testing.T) {
+	for _, c := range []struct {
+		events, counted, want int
+	}{{100, 0, 5}, {100, 98, 2}, {100, 100, 0}, {1, 0, 1}, {1, 1, 0}, {19, 3, 1}} {
+		w := window(c.events, time.Minute, 0)
+		w.Restore(start, 0, []pace.Tally{{Age: 10 * time.Second, Events: c.counted}})
+		w.AssumeAhead(start, start, time.Second)
+		if got := w.Counted(start) - c.counted; got != c.want {
+			t.Errorf("%d/min, %d of it used: %d are assumed, want %d", c.events, c.counted, got, c.want)
+		}
+		if w.IsAhead() != (c.want > 0) {
+			t.Errorf("%d/min, %d of it used: to be saved before the first event: %v", c.events, c.counted, w.IsAhead())
+		}
+		w.Saving()
+		w.Saved(true)
+		if w.IsAhead() {
+			t.Errorf("%d/min: nothing may begin though all is saved", c.events)
+		}
+	}
+}
+
+func TestASparingEventLeavesAThird(t *testing.T) {
+	w := window(30, time.Minute, 30)
+	for range 19 {
+		w.Begin(start)
+		w.Over(start)
+	}
+	if at, ok := w.NextSparing(start); !ok || at.After(start) {
+		t.Errorf("19 of 30: got %v, %v, want at once", at, ok)
+	}
+	w.Begin(start)
+	w.Over(start)
+	if at, ok := w.NextSparing(start); !ok || at.Sub(start) <= time.Minute-1 {
+		t.Errorf("20 of 30: got %v, %v, want when the first has left", at, ok)
+	}
+	if at, ok := w.Next(start); !ok || at.After(start) {
+		t.Errorf("20 of 30: got %v, %v, want at once for who need not spare it", at, ok)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
 		return b

@@ -28,6 +28,10 @@ type Window struct {
 	even     time.Time     // when the next event is due at the even rate
 	inFlight int
 	over     []time.Time // when events were over, oldest first; none older than a period once asked
+
+	fresh  int // events begun since Save was last called for the record
+	kept   int // events begun before, of which it is not known that they are on record
+	saving int // those of kept that are being put on record
 }
 
 // SetRate changes the rate. What was counted so far still counts.
@@ -41,19 +45,32 @@ func (w *Window) SetRate(r shaping.Rate) {
 	w.interval = r.Period / time.Duration(r.Events)
 }
 
+// Period returns the length of the window; zero without a bound.
+func (w *Window) Period() time.Duration { return w.rate.Period }
+
 // Next returns when the next event may begin: not after now if at once. False
 // says that no time can be given, because as many as the rate allows are in
 // flight; ask again when one of them is over.
-func (w *Window) Next(now time.Time) (time.Time, bool) {
+func (w *Window) Next(now time.Time) (time.Time, bool) { return w.next(now, w.rate.Events) }
+
+// NextSparing is Next for an event that is to leave a third of the rate, or
+// one event, to others.
+func (w *Window) NextSparing(now time.Time) (time.Time, bool) {
+	return w.next(now, w.rate.Events-max(w.rate.Events/3, 1))
+}
+
+// next returns when the next event may begin if no more than n are to count
+// in any period.
+func (w *Window) next(now time.Time, n int) (time.Time, bool) {
 	if w.rate.IsUnlimited() {
 		return now, true
 	}
 	w.forget(now)
-	if w.inFlight >= w.rate.Events {
+	if w.inFlight >= n {
 		return time.Time{}, false
 	}
 	at := w.even.Add(-time.Duration(w.rate.AtOnce()-1) * w.interval)
-	if excess := w.inFlight + len(w.over) - w.rate.Events; excess >= 0 {
+	if excess := w.inFlight + len(w.over) - n; excess >= 0 {
 		// Strictly after the period: a remote clock may not see the
 		// difference between a period and a nanosecond less.
 		if free := w.over[excess].Add(w.rate.Period + time.Nanosecond); free.After(at) {
@@ -66,6 +83,7 @@ func (w *Window) Next(now time.Time) (time.Time, bool) {
 // Begin counts an event as in flight from now on.
 func (w *Window) Begin(now time.Time) {
 	w.inFlight++
+	w.fresh++
 	if w.even.Before(now) {
 		w.even = now
 	}
@@ -131,6 +149,55 @@ func (w *Window) Assume(now time.Time, unseen time.Duration) {
 	}
 	n := w.rate.AtOnce() + int(unseen/max(w.interval, 1)) + 1
 	w.count(now, min(n, w.rate.Events))
+}
+
+// unseenParts says how many events may begin that are not on record: one, or
+// so small a part of the rate.
+const unseenParts = 20
+
+func (w *Window) unseen() int { return max(w.rate.Events/unseenParts, 1) }
+
+// IsAhead reports whether as many events have begun since the state was saved
+// as a successor would assume: none may begin before it is saved again.
+func (w *Window) IsAhead() bool { return !w.rate.IsUnlimited() && w.fresh+w.kept >= w.unseen() }
+
+// AssumeAhead counts as many events as a predecessor can have begun that kept
+// to IsAhead, all at a time, after those that it saved. It could not begin more
+// than these left of the rate; they left its own window up to so much earlier
+// than ours. What is counted is to be saved before the first event here.
+func (w *Window) AssumeAhead(at, now time.Time, earlier time.Duration) {
+	if w.rate.IsUnlimited() {
+		return
+	}
+	earlier += w.rate.Period / parts
+	left := w.rate.Events
+	for _, t := range w.over {
+		if at.Sub(t)+earlier <= w.rate.Period {
+			left--
+		}
+	}
+	n := min(w.unseen(), left)
+	w.count(at, n)
+	if n > 0 && now.Sub(at) <= w.rate.Period {
+		w.Owe()
+	}
+}
+
+// Owe has nothing begin before the state, as it is now or later, is saved.
+func (w *Window) Owe() { w.kept = w.saving + w.unseen() }
+
+// Saving says that what Save returns now is being put on record.
+func (w *Window) Saving() {
+	w.kept, w.fresh = w.kept+w.fresh, 0
+	w.saving = w.kept
+}
+
+// Saved says whether it is on record for certain.
+func (w *Window) Saved(certain bool) {
+	if certain {
+		w.kept -= w.saving
+	}
+	w.saving = 0
 }
 
 // parts is the resolution of a saved window: times are rounded up to a part
