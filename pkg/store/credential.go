@@ -55,7 +55,9 @@ type Grant struct {
 }
 
 const credentialColumns = `c.credential, c.tenant, c.kind, coalesce(c.password, ''), c.scram_salt, coalesce(c.scram_iterations, 0),
-	c.scram_stored_key, c.scram_server_key, c.api_key_sha256, coalesce(c.certificate, ''), c.reverse_paths, c.from_domains, c.networks,
+	c.scram_stored_key, c.scram_server_key, c.api_key_sha256, ` + credentialFacts
+
+const credentialFacts = `coalesce(c.certificate, ''), c.reverse_paths, c.from_domains, c.networks,
 	c.messages_per_second, c.recipients_per_day, c.bytes_per_day, c.expires_at, c.disabled, c.created_at`
 
 // credentialRow is where credentialColumns are scanned to.
@@ -106,10 +108,12 @@ func (s *Store) CreateCredential(ctx context.Context, c Credential) error {
 	return refused("create credential "+c.Name, err)
 }
 
-// Credentials returns the credentials of a tenant, or of all for "".
+// Credentials returns the credentials of a tenant, or of all for "", without
+// what verifies a secret, which readers may not see.
 func (s *Store) Credentials(ctx context.Context, tenant string) ([]Credential, error) {
 	const q = `
-		SELECT ` + credentialColumns + `
+		SELECT c.credential, c.tenant, c.kind, '', NULL::bytea, coalesce(c.scram_iterations, 0), NULL::bytea, NULL::bytea, NULL::bytea,
+		       ` + credentialFacts + `
 		FROM credentials c
 		WHERE $1 IN ('', c.tenant)
 		ORDER BY c.tenant, lower(c.credential)`

@@ -84,21 +84,7 @@ func scanSource(row pgx.CollectableRow) (src Source, err error) {
 // Sources reads everything that says where mail leaves from, in one round
 // trip.
 func (s *Store) Sources(ctx context.Context) (all Sources, err error) {
-	batch := &pgx.Batch{}
-	collect(batch, &all.Sources, scanSource, `SELECT `+sourceColumns+` FROM sources s ORDER BY s.source`)
-	collect(batch, &all.Members, pgx.RowToStructByPos[Member], `SELECT pool, source, weight FROM pools ORDER BY pool, source`)
-	all.Tenants = map[string]string{}
-	batch.Queue(`SELECT tenant, pool FROM tenants WHERE pool <> ''`).Query(func(rows pgx.Rows) error {
-		var tenant, pool string
-		_, err := pgx.ForEachRow(rows, []any{&tenant, &pool}, func() error {
-			all.Tenants[tenant] = pool
-			return nil
-		})
-		return err
-	})
-	collect(batch, &all.WarmUps, pgx.RowToStructByPos[WarmUpDay], `SELECT warm_up, provider, day, messages FROM warm_ups ORDER BY warm_up, provider, day`)
-	collect(batch, &all.Blocks, pgx.RowToStructByPos[SourceBlock],
-		`SELECT source, site, blocked_at, blocked_until, reason FROM source_blocks WHERE blocked_until > now() ORDER BY source, site`)
+	batch := all.read("sources")
 	collect(batch, &all.Listeners, func(row pgx.CollectableRow) (l Listener, err error) {
 		var addresses []netip.Prefix
 		err = row.Scan(&l.Worker, &l.Address, &l.Key, &addresses)
@@ -112,6 +98,35 @@ WHERE w.ended_at IS NULL AND w.lease_until > now() AND w.egress <> '' ORDER BY w
 		return Sources{}, fmt.Errorf("sources: %w", err)
 	}
 	return all, nil
+}
+
+// SourceList is Sources for people: without passwords and listeners.
+func (s *Store) SourceList(ctx context.Context) (all Sources, err error) {
+	if err := s.plain.SendBatch(ctx, all.read("source_list")).Close(); err != nil {
+		return Sources{}, fmt.Errorf("sources: %w", err)
+	}
+	return all, nil
+}
+
+// read returns a batch that reads all but the listeners, the sources from a
+// table that is like sources.
+func (all *Sources) read(table string) *pgx.Batch {
+	batch := &pgx.Batch{}
+	collect(batch, &all.Sources, scanSource, `SELECT `+sourceColumns+` FROM `+table+` s ORDER BY s.source`)
+	collect(batch, &all.Members, pgx.RowToStructByPos[Member], `SELECT pool, source, weight FROM pools ORDER BY pool, source`)
+	all.Tenants = map[string]string{}
+	batch.Queue(`SELECT tenant, pool FROM tenants WHERE pool <> ''`).Query(func(rows pgx.Rows) error {
+		var tenant, pool string
+		_, err := pgx.ForEachRow(rows, []any{&tenant, &pool}, func() error {
+			all.Tenants[tenant] = pool
+			return nil
+		})
+		return err
+	})
+	collect(batch, &all.WarmUps, pgx.RowToStructByPos[WarmUpDay], `SELECT warm_up, provider, day, messages FROM warm_ups ORDER BY warm_up, provider, day`)
+	collect(batch, &all.Blocks, pgx.RowToStructByPos[SourceBlock],
+		`SELECT source, site, blocked_at, blocked_until, reason FROM source_blocks WHERE blocked_until > now() ORDER BY source, site`)
+	return batch
 }
 
 // collect has a batch read rows into a slice.

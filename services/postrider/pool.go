@@ -84,7 +84,7 @@ func poolListCommand() *cobra.Command {
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
-				all, err := db.Sources(c.Context())
+				all, err := db.SourceList(c.Context())
 				if err != nil {
 					return err
 				}
@@ -150,11 +150,14 @@ func warnOfPool(c *cobra.Command, db *store.Store, name string) error {
 	if name == "" {
 		return nil
 	}
-	all, err := db.Sources(c.Context())
-	if err == nil && !slices.ContainsFunc(all.Members, func(m store.Member) bool { return m.Pool == name }) {
-		err = said(c.ErrOrStderr(), "warning: pool %s has no source yet, and its mail waits for one\n", name)
+	all, err := db.SourceList(c.Context())
+	switch {
+	case err != nil: // what was asked for is done all the same
+		return said(c.ErrOrStderr(), "warning: whether pool %s has a source is not known: %v\n", name, err)
+	case !slices.ContainsFunc(all.Members, func(m store.Member) bool { return m.Pool == name }):
+		return said(c.ErrOrStderr(), "warning: pool %s has no source yet, and its mail waits for one\n", name)
 	}
-	return err
+	return nil
 }
 
 func poolDeleteCommand() *cobra.Command {

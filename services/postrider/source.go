@@ -105,7 +105,7 @@ func knownSchedule(ctx context.Context, db *store.Store, name string) error {
 	if name == "" {
 		return nil
 	}
-	all, err := db.Sources(ctx)
+	all, err := db.SourceList(ctx)
 	if err == nil && !slices.ContainsFunc(all.WarmUps, func(d store.WarmUpDay) bool { return d.Schedule == name }) {
 		err = usageError{fmt.Errorf("there is no warm-up schedule %s in postrider.warm_ups", name)}
 	}
@@ -179,7 +179,7 @@ func sourceListCommand() *cobra.Command {
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withStore(c.Context(), func(db *store.Store) error {
-				all, err := db.Sources(c.Context())
+				all, err := db.SourceList(c.Context())
 				if err != nil {
 					return err
 				}
