@@ -25,6 +25,9 @@ func Main() int {
 	if err == nil {
 		return 0
 	}
+	if denied(err) {
+		err = fmt.Errorf("the database login may not do this: acting takes the role postrider_operator, migrating the owner of the schema (%w)", err)
+	}
 	fmt.Fprintln(os.Stderr, "postrider:", err)
 	var config *boot.ConfigError
 	var usage usageError
@@ -32,6 +35,13 @@ func Main() int {
 		return 2
 	}
 	return 1
+}
+
+// denied reports whether Postgres refused for want of a privilege.
+func denied(err error) bool {
+	const insufficientPrivilege = "42501"
+	var said interface{ SQLState() string }
+	return errors.As(err, &said) && said.SQLState() == insufficientPrivilege
 }
 
 // usageError is a wrong command line.

@@ -58,6 +58,7 @@ type Options struct {
 	Shaping string
 	Roots   []byte            // certificates in PEM that the services trust; nil: those of the system
 	Env     map[string]string // for all services, over what the world sets
+	Roles   bool              // each service has a login of its own, as docs/operations.md makes them
 	Parent  string            // directory that keeps logs and data; "" is a temporary one, removed by Close
 }
 
@@ -75,6 +76,7 @@ type World struct {
 	remove bool   // Dir goes with Close
 	logs   string // where Close keeps the logs; "" if they need not be kept
 	env    map[string]string
+	roles  bool
 
 	mu    sync.Mutex // guards all below, held
 	nats  *proc.Process
@@ -125,8 +127,13 @@ func New(ctx context.Context, o Options) (*World, error) {
 	if err := w.environment(o); err != nil {
 		return w, err
 	}
-	if err := w.Command(ctx, "migrate"); err != nil {
+	if err := w.Command(ctx, "migrate", "up"); err != nil {
 		return w, err
+	}
+	if w.roles = o.Roles; w.roles {
+		if err := w.makeLogins(ctx); err != nil {
+			return w, err
+		}
 	}
 	for _, name := range Services {
 		for c := range max(1, o.Copies) {
@@ -292,6 +299,9 @@ func (s *Service) String() string { return fmt.Sprintf("%s-%d", s.Name, s.Copy) 
 func (s *Service) Start() error {
 	env := maps.Clone(s.world.env)
 	env["POSTRIDER_METRICS_LISTEN"] = s.metrics
+	if s.world.roles {
+		env["POSTRIDER_POSTGRES_URL"] = s.world.postgresAs("mta_" + s.Name)
+	}
 	if s.smtp != "" {
 		env["POSTRIDER_SMTP_LISTEN"] = s.smtp
 		env["POSTRIDER_HTTP_LISTEN"] = s.http
