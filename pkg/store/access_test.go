@@ -328,6 +328,10 @@ func TestRolesOfPeople(t *testing.T) {
 	if _, err := reader.Grant(t.Context(), "app@example.com"); err == nil {
 		t.Error("a reader read secrets")
 	}
+	must(t, operator.SetSource(t.Context(), store.Source{Name: "one", IPv4: netip.MustParseAddr("192.0.2.1"), Egress: "socks5://user:a@secret@proxy.example:1080"}))
+	if all, err := reader.SourceList(t.Context()); err != nil || len(all.Sources) != 1 || all.Sources[0].Egress != "socks5://proxy.example:1080" {
+		t.Errorf("a reader sees %+v, %v; want the source without the password of its proxy", all.Sources, err)
+	}
 	if _, err := reader.Decoy(t.Context()); err == nil {
 		t.Error("a reader read the secret of the decoys")
 	}
