@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -28,32 +29,45 @@ const (
 	maxReconnectDelay = 500 * time.Millisecond
 	// pingInterval times two is how long a silent network loss stays unseen.
 	pingInterval = 2 * time.Second
+	// sayEvery is the least time between two log lines about one kind of
+	// trouble that lasts.
+	sayEvery = 10 * time.Second
 )
 
 // Bus is one connection to NATS with the streams of postrider. Its methods
 // may be called at the same time.
 type Bus struct {
 	config  Config
+	keys    *keyring
+	signer  *signer
+	gates   map[string]*gate // by stream; never changed
 	nc      *nats.Conn
 	js      jetstream.JetStream
-	lost    chan struct{} // holds at most one signal
-	look    chan struct{} // wakes the keeper; holds at most one signal
+	lost    chan struct{}   // holds at most one signal
+	look    chan struct{}   // wakes the keeper; holds at most one signal
+	keep    context.Context // until Close
 	stop    context.CancelFunc
 	keeper  *errgroup.Group
 	metrics metrics
+	refused refusals
+	era     atomic.Uint64 // counts the times that a stream was made anew
 
 	mu         sync.Mutex // guards what follows
 	up         bool
-	why        error           // why not up
+	why        error  // why not up
+	logged     string // what was said of that
+	loggedAt   time.Time
 	period     context.Context // until up changes or the streams are made anew
 	endPeriod  context.CancelFunc
 	endInspect context.CancelFunc // ends the keeper's requests in progress
 }
 
 // Connect returns a Bus that connects in the background and keeps doing so
-// for ever. Its errors are of the configuration only: an empty or malformed
-// URL, a file that cannot be read. Close it when done.
-func Connect(ctx context.Context, config Config) (*Bus, error) {
+// for ever. What it publishes is signed, and what it takes is verified, with
+// the newest of the keys; while there are none it is down. Its errors are of
+// the configuration only: an empty or malformed URL, a file that cannot be
+// read. Close it when done.
+func Connect(ctx context.Context, config Config, keys Keys) (*Bus, error) {
 	if config.URL == "" {
 		return nil, errors.New("bus: POSTRIDER_NATS_URL is empty")
 	}
@@ -68,6 +82,14 @@ func Connect(ctx context.Context, config Config) (*Bus, error) {
 	}
 	b.period, b.endPeriod = context.WithCancel(context.Background())
 	b.endInspect = func() {}
+	b.keys = &keyring{source: keys, changed: b.wakeKeeper}
+	b.signer = &signer{keys: b.keys}
+	b.signer.renew()
+	b.gates = map[string]*gate{
+		streamQueued: newGate(b.keys, maxAgeQueued),
+		streamReady:  newGate(b.keys, maxAgeReady),
+		streamFailed: newGate(b.keys, maxAgeQueued),
+	}
 	b.metrics = newMetrics(b)
 	var err error
 	b.nc, err = nats.Connect(b.config.URL, b.options()...)
@@ -82,10 +104,12 @@ func Connect(ctx context.Context, config Config) (*Bus, error) {
 	// The keeper outlives ctx, which bounds the service's work: what is in
 	// hand at shutdown is still acked and published. Close ends it.
 	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
-	b.stop = stop
+	b.keep, b.stop = keep, stop
 	b.keeper = new(errgroup.Group)
 	k := &keeper{bus: b, made: map[string]time.Time{}}
+	b.keys.refresh(keep)
 	k.inspect(keep)
+	b.keeper.Go(func() error { return b.keys.run(keep) })
 	b.keeper.Go(func() error { return k.run(keep) })
 	return b, nil
 }
@@ -191,6 +215,7 @@ func (b *Bus) disconnected(err error) {
 	if err == nil {
 		err = errors.New("disconnected")
 	}
+	b.signer.renew()
 	b.setState(false, err, false)
 	b.mu.Lock()
 	b.endInspect()
@@ -207,13 +232,30 @@ func (b *Bus) setState(up bool, why error, anew bool) {
 		b.endPeriod()
 		b.period, b.endPeriod = context.WithCancel(context.Background())
 	}
+	say := b.newTrouble(up, why)
 	b.mu.Unlock()
 	switch {
 	case turned && up:
 		slog.Info("bus: up", "server", b.nc.ConnectedUrlRedacted())
-	case turned:
+	case say:
 		slog.Warn("bus: down, mail goes through Postgres alone", "error", why)
 	}
+}
+
+// newTrouble reports whether operators have not been told yet why the bus is
+// down: at once when it goes down or never was up, and when the reason is
+// another one, every sayEvery at most. The caller holds mu.
+func (b *Bus) newTrouble(up bool, why error) bool {
+	if up {
+		b.logged = ""
+		return false
+	}
+	text := why.Error()
+	if text == b.logged || b.logged != "" && time.Since(b.loggedAt) < sayEvery {
+		return false
+	}
+	b.logged, b.loggedAt = text, time.Now()
+	return true
 }
 
 func (b *Bus) signalLost() {

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -32,7 +33,7 @@ func connect(t *testing.T, s *bustest.Server) *bus.Bus {
 
 func connectOnly(t *testing.T, config bus.Config) *bus.Bus {
 	t.Helper()
-	b, err := bus.Connect(t.Context(), config)
+	b, err := bus.Connect(t.Context(), config, bustest.OneKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func queued(n int) (messages []mail.QueuedMessage, ids []mail.QueueID) {
 }
 
 func requests(n int) (all []*mail.DeliveryRequest, ids []mail.QueueID) {
-	route := &mail.Route{Site: "mx.example.org", Hosts: []mail.Host{{Name: "mx.example.org", Port: 25}}, TLS: mail.TLSMay}
+	route := &mail.Route{Site: "mx.example.org", Hosts: []mail.Host{{Name: "mx.example.org", Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}, TLS: mail.TLSMay}
 	messages, ids := queued(n)
 	for _, m := range messages {
 		all = append(all, &mail.DeliveryRequest{Message: m.Message, Route: route, Recipients: m.Recipients})
@@ -474,7 +475,7 @@ func TestDrainOfADeadWorker(t *testing.T) {
 	resolver, heir, other := connect(t, s), connect(t, s), connect(t, s)
 
 	// Worker 7 fetches frames, answers none and dies.
-	dying, err := bus.Connect(t.Context(), bus.Config{URL: s.URL()})
+	dying, err := bus.Connect(t.Context(), bus.Config{URL: s.URL()}, bustest.OneKey)
 	must(t, err)
 	held, release := make(chan struct{}), make(chan struct{})
 	once := sync.OnceFunc(func() { close(held) })
@@ -587,7 +588,7 @@ func TestConfig(t *testing.T) {
 			}
 		})
 	}
-	if _, err := bus.Connect(t.Context(), bus.Config{}); err == nil {
+	if _, err := bus.Connect(t.Context(), bus.Config{}, bustest.OneKey); err == nil {
 		t.Error("an empty URL was taken")
 	}
 }

@@ -56,19 +56,20 @@ func Handlers(n int) Option {
 // resumes by itself, whatever data NATS came back with.
 func (b *Bus) ConsumeQueued(ctx context.Context, handle func(context.Context, []mail.QueuedMessage) error, options ...Option) error {
 	s := b.subscription(streamQueued, durableQueued, subjectQueued, options)
-	return s.consume(ctx, batchHandler(handle, decodeQueued))
+	return s.consume(ctx, batchHandler(s, handle, decodeQueued))
 }
 
 // ConsumeReady is ConsumeQueued for the delivery requests of a home worker.
 func (b *Bus) ConsumeReady(ctx context.Context, worker mail.WorkerID, handle func(context.Context, []*mail.DeliveryRequest) error, options ...Option) error {
-	return b.readySubscription(worker, options).consume(ctx, batchHandler(handle, decodeReady))
+	s := b.readySubscription(worker, options)
+	return s.consume(ctx, batchHandler(s, handle, decodeReady))
 }
 
 // ConsumeFailed is ConsumeQueued for the messages to report on. All bounce
 // services share them.
 func (b *Bus) ConsumeFailed(ctx context.Context, handle func(context.Context, []mail.QueueID) error, options ...Option) error {
 	s := b.subscription(streamFailed, durableFailed, subjectFailed, options)
-	return s.consume(ctx, batchHandler(handle, decodeFailed))
+	return s.consume(ctx, batchHandler(s, handle, decodeFailed))
 }
 
 // subscription is one durable consumer and how it is consumed.
@@ -123,27 +124,43 @@ func (s *subscription) consume(ctx context.Context, handle handler) error {
 	return nil
 }
 
-// handler decodes a batch of frames and passes it on. It removes from the
-// batch what cannot be decoded.
+// handler decodes a batch of frames and passes it on. What it refuses it
+// answers itself, so that it does not come again.
 type handler func(ctx context.Context, batch []jetstream.Msg) error
 
-func batchHandler[T any](handle func(context.Context, []T) error, decode func([]T, []byte) ([]T, error)) handler {
+func batchHandler[T any](s *subscription, handle func(context.Context, []T) error, decode func([]T, []byte) ([]T, error)) handler {
 	return func(ctx context.Context, batch []jetstream.Msg) error {
 		var items []T
 		for _, m := range batch {
-			var err error
-			items, err = decode(items, m.Data())
-			if err != nil {
-				// No repetition helps. The rows are armed.
-				slog.Error("bus: frame dropped", "subject", m.Subject(), "bytes", len(m.Data()), "error", err)
-				answer(m.TermWithReason("cannot be decoded"))
+			body, err := s.open(ctx, m)
+			if err == nil {
+				items, err = decode(items, body)
 			}
+			if err == nil {
+				continue
+			}
+			if refused := s.bus.refuse(m.Subject(), len(m.Data()), err); !refused {
+				return err
+			}
+			// No repetition helps. The rows are armed.
+			answer(m.TermWithReason("refused"))
 		}
 		if len(items) == 0 {
 			return nil
 		}
 		return handle(ctx, items)
 	}
+}
+
+// open returns what is in a frame that is let in.
+func (s *subscription) open(ctx context.Context, m jetstream.Msg) ([]byte, error) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return nil, undecodable // it did not come by a stream
+	}
+	position := s.bus.era.Load()<<48 | meta.Sequence.Stream
+	body, _, err := s.bus.gates[s.stream].open(ctx, m.Subject(), m.Data(), position)
+	return body, err
 }
 
 // wait returns when ctx is done, done is closed, or d has passed (0: never).

@@ -12,70 +12,74 @@ import (
 	pb "github.com/postrider/postrider/proto/postrider/v1"
 )
 
-// decodeQueued appends the messages of the frame to dst.
+// decodeQueued appends the messages of the frame to dst. An error says that
+// there are some that it left out.
 func decodeQueued(dst []mail.QueuedMessage, frame []byte) ([]mail.QueuedMessage, error) {
 	var in pb.QueuedFrame
 	if err := proto.Unmarshal(frame, &in); err != nil {
-		return dst, fmt.Errorf("queued frame: %w", err)
+		return dst, fmt.Errorf("%w: queued frame: %w", undecodable, err)
 	}
-	out := dst
+	var wrong error
 	for i, q := range in.GetMessages() {
-		m, err := decodeMessage(q.GetMessage())
-		if err != nil {
-			return dst, fmt.Errorf("queued frame: message %d: %w", i, err)
+		m, errMessage := decodeMessage(q.GetMessage())
+		recipients, errRecipients := decodeRecipients(q.GetRecipients())
+		if err := errors.Join(errMessage, errRecipients); err != nil {
+			wrong = fmt.Errorf("%w: queued frame: message %d: %w", undecodable, i, err)
+			continue
 		}
-		recipients, err := decodeRecipients(q.GetRecipients())
-		if err != nil {
-			return dst, fmt.Errorf("queued frame: message %d: %w", i, err)
-		}
-		out = append(out, mail.QueuedMessage{Message: m, Recipients: recipients})
+		dst = append(dst, mail.QueuedMessage{Message: m, Recipients: recipients})
 	}
-	return out, nil
+	return dst, wrong
 }
 
 // decodeReady appends the requests of the frame to dst. Requests of one frame
-// share their routes.
+// share their routes. An error says that there are some that it left out.
 func decodeReady(dst []*mail.DeliveryRequest, frame []byte) ([]*mail.DeliveryRequest, error) {
 	var in pb.ReadyFrame
 	if err := proto.Unmarshal(frame, &in); err != nil {
-		return dst, fmt.Errorf("ready frame: %w", err)
+		return dst, fmt.Errorf("%w: ready frame: %w", undecodable, err)
 	}
+	var wrong error
 	routes := make([]*mail.Route, len(in.GetRoutes()))
 	for i, r := range in.GetRoutes() {
-		var err error
-		if routes[i], err = decodeRoute(r); err != nil {
-			return dst, fmt.Errorf("ready frame: route %d: %w", i, err)
+		route, err := decodeRoute(r)
+		if err != nil {
+			wrong = fmt.Errorf("%w: ready frame: route %d: %w", undecodable, i, err)
+			continue
 		}
+		routes[i] = route
 	}
-	out := dst
 	for i, r := range in.GetRequests() {
 		if int64(r.GetRoute()) >= int64(len(routes)) {
-			return dst, fmt.Errorf("ready frame: request %d: route %d of %d", i, r.GetRoute(), len(routes))
+			wrong = fmt.Errorf("%w: ready frame: request %d: route %d of %d", undecodable, i, r.GetRoute(), len(routes))
+			continue
 		}
-		m, err := decodeMessage(r.GetMessage())
-		if err != nil {
-			return dst, fmt.Errorf("ready frame: request %d: %w", i, err)
+		route := routes[r.GetRoute()]
+		if route == nil {
+			continue // said above
 		}
-		recipients, err := decodeRecipients(r.GetRecipients())
-		if err != nil {
-			return dst, fmt.Errorf("ready frame: request %d: %w", i, err)
+		m, errMessage := decodeMessage(r.GetMessage())
+		recipients, errRecipients := decodeRecipients(r.GetRecipients())
+		if err := errors.Join(errMessage, errRecipients); err != nil {
+			wrong = fmt.Errorf("%w: ready frame: request %d: %w", undecodable, i, err)
+			continue
 		}
-		out = append(out, &mail.DeliveryRequest{Message: m, Route: routes[r.GetRoute()], Recipients: recipients})
+		dst = append(dst, &mail.DeliveryRequest{Message: m, Route: route, Recipients: recipients})
 	}
-	return out, nil
+	return dst, wrong
 }
 
 // decodeFailed appends the queue ids of the frame to dst.
 func decodeFailed(dst []mail.QueueID, frame []byte) ([]mail.QueueID, error) {
 	var in pb.FailedFrame
 	if err := proto.Unmarshal(frame, &in); err != nil {
-		return dst, fmt.Errorf("failed frame: %w", err)
+		return dst, fmt.Errorf("%w: failed frame: %w", undecodable, err)
 	}
 	out := dst
 	for _, b := range in.GetQueueIds() {
 		id, err := decodeQueueID(b)
 		if err != nil {
-			return dst, fmt.Errorf("failed frame: %w", err)
+			return dst, fmt.Errorf("%w: failed frame: %w", undecodable, err)
 		}
 		out = append(out, id)
 	}
@@ -101,7 +105,7 @@ func decodeMessage(m *pb.Message) (mail.Message, error) {
 	}
 	priority, err := narrow[int16]("priority", int64(m.GetPriority()))
 	e := m.GetEnvelope()
-	return mail.Message{
+	out := mail.Message{
 		ID: id,
 		Envelope: mail.Envelope{
 			ReversePath: mail.ReversePath(e.GetReversePath()),
@@ -119,7 +123,8 @@ func decodeMessage(m *pb.Message) (mail.Message, error) {
 		SizeBytes:   m.GetSizeBytes(),
 		AcceptedAt:  moment(m.GetAcceptedAtUs()),
 		Traceparent: m.GetTraceparent(),
-	}, err
+	}
+	return out, errors.Join(err, checkMessage(&out))
 }
 
 func decodeDeliverBy(by *pb.DeliverBy) mail.DeliverBy {
@@ -148,6 +153,9 @@ func decodeRecipients(in []*pb.Recipient) ([]mail.Pending, error) {
 			},
 			Attempt: r.GetAttempt(),
 			Tries:   tries,
+		}
+		if err := checkRecipient(&out[i]); err != nil {
+			return nil, fmt.Errorf("recipient %d: %w", r.GetRecipientNo(), err)
 		}
 	}
 	return out, nil
@@ -194,7 +202,7 @@ func decodeRoute(r *pb.Route) (*mail.Route, error) {
 			DANE: mail.DANE(h.GetDane()), TLSA: records, Names: h.GetNames(), OutsideSTS: h.GetOutsideSts(),
 		}
 	}
-	return route, nil
+	return route, checkRoute(route)
 }
 
 func decodeTLSA(in [][]byte) ([]mail.TLSA, error) {

@@ -13,6 +13,14 @@
 //	postrider.failed          hints to the bounce services (one shared consumer)
 //	postrider.notice.<topic>  notices, not stored (core NATS); those on "ways" tell ingress where mail goes
 //
+// The bus is a place where mail could be stolen: whoever reaches NATS can
+// listen, publish, and give the same frame again. So each frame and notice ends
+// in a seal, made with a key that only services can read, from Postgres
+// (docs/decisions/0014): what was forged, changed, cut off, replayed or is old
+// is dropped, counted by reason, and logged. Until the keys have been read the
+// bus is down. What a frame says of routes and paths is checked all the same,
+// so that no row waits for a request that nobody can serve.
+//
 // Streams and consumers are made and updated by this package, at the start
 // and again whenever the server comes back without them. NATS being away
 // slows mail and stops nothing: Connect returns at once, publishing returns

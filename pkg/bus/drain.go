@@ -35,7 +35,7 @@ func (b *Bus) DrainReady(ctx context.Context, dead mail.WorkerID, handle func(co
 	consuming, stop := context.WithCancel(ctx)
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return s.consume(consuming, batchHandler(handle, decodeReady)) })
+	g.Go(func() error { return s.consume(consuming, batchHandler(s, handle, decodeReady)) })
 	quietSince := time.Now()
 	for ctx.Err() == nil && time.Since(quietSince) < drainQuiet {
 		wait(ctx, nil, drainLook)

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -11,8 +12,8 @@ import (
 	pb "github.com/postrider/postrider/proto/postrider/v1"
 )
 
-// maxFrame bounds a frame in bytes. Only a single recipient that is bigger by
-// itself makes a bigger frame.
+// maxFrame bounds a frame in bytes, without its seal. Only a single recipient
+// that is bigger by itself makes a bigger frame.
 const maxFrame = 64 << 10
 
 // The field numbers of the frames (frame.proto). A framer writes the items of
@@ -28,7 +29,7 @@ const (
 )
 
 // framer encodes batches into frames and hands each full frame to send, which
-// must not keep it. Its scratch structs are reused: publishing a batch makes
+// may append to it and must not keep it. Its scratch structs are reused: publishing a batch makes
 // next to no garbage.
 type framer struct {
 	send func(frame []byte) error
@@ -77,6 +78,7 @@ func (f *framer) flush() error {
 	if len(f.frame) == 0 {
 		return nil
 	}
+	f.frame = slices.Grow(f.frame, sealSize)
 	err := f.send(f.frame)
 	f.reset()
 	return err

@@ -112,8 +112,16 @@ func (k *keeper) inspect(ctx context.Context) {
 		}
 		anew = anew || created
 	}
+	if b.keys.now() == nil {
+		k.waited = true
+		b.setState(false, errNoKeys, false)
+		return
+	}
 	lost := anew || reconnects != k.reconnects || !k.seen && k.waited
 	k.seen, k.reconnects = true, reconnects
+	if anew {
+		b.era.Add(1)
+	}
 	b.setState(true, nil, lost)
 	if lost {
 		b.signalLost()

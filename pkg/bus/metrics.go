@@ -14,13 +14,14 @@ type metrics struct {
 	bytes        metric.Int64Counter
 	down         metric.Int64Counter
 	handled      metric.Int64Counter
+	turnedAway   metric.Int64Counter
 	registration metric.Registration
 }
 
 func newMetrics(b *Bus) metrics {
 	meter := otel.Meter("github.com/postrider/postrider/pkg/bus")
 	var m metrics
-	var errs [6]error
+	var errs [7]error
 	m.frames, errs[0] = meter.Int64Counter("postrider.bus.published", metric.WithUnit("{frame}"),
 		metric.WithDescription("Frames published to the bus."))
 	m.bytes, errs[1] = meter.Int64Counter("postrider.bus.published.size", metric.WithUnit("By"),
@@ -29,6 +30,8 @@ func newMetrics(b *Bus) metrics {
 		metric.WithDescription("Batches that were not published because the bus was down; their rows wait for the scheduler."))
 	m.handled, errs[3] = meter.Int64Counter("postrider.bus.handled", metric.WithUnit("{frame}"),
 		metric.WithDescription("Frames handled and acked."))
+	m.turnedAway, errs[6] = meter.Int64Counter("postrider.bus.frames.refused", metric.WithUnit("{frame}"),
+		metric.WithDescription("Frames and notices that were not believed, by reason; the rows of a frame are rung again when due."))
 	up, err := meter.Int64ObservableGauge("postrider.bus.up",
 		metric.WithDescription("1 while connected to NATS with all streams there, else 0."))
 	errs[4] = err

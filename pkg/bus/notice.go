@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -19,7 +20,7 @@ func (b *Bus) Announce(ctx context.Context, topic string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("announce %s: %w", topic, err)
 	}
-	if err := b.nc.Publish(subjectNotice+topic, nil); err != nil {
+	if err := b.signer.send(subjectNotice+topic, nil, b.nc.Publish); err != nil {
 		return fmt.Errorf("announce %s: %w: %w", topic, ErrDown, err)
 	}
 	return nil
@@ -31,11 +32,12 @@ func (b *Bus) Announce(ctx context.Context, topic string) error {
 // the topic is malformed.
 func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Context)) error {
 	noticed := make(chan struct{}, 1)
-	sub, err := b.nc.Subscribe(subjectNotice+topic, func(*nats.Msg) {
+	sub, err := b.subscribe(subjectNotice+topic, func([]byte, time.Duration) error {
 		select {
 		case noticed <- struct{}{}:
 		default:
 		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", topic, err)
@@ -55,4 +57,21 @@ func (b *Bus) Watch(ctx context.Context, topic string, changed func(context.Cont
 		}
 		changed(ctx)
 	}
+}
+
+// subscribe calls take with what is in each notice that is let in, and how old
+// it is; one call runs at a time.
+func (b *Bus) subscribe(subject string, take func(body []byte, age time.Duration) error) (*nats.Subscription, error) {
+	gate := newGate(b.keys, noticeAge)
+	var position uint64 // of notices, as they come: NATS keeps the order of each publisher
+	return b.nc.Subscribe(subject, func(m *nats.Msg) {
+		position++
+		body, age, err := gate.open(b.keep, m.Subject, m.Data, position)
+		if err == nil {
+			err = take(body, age)
+		}
+		if err != nil {
+			b.refuse(m.Subject, len(m.Data), err)
+		}
+	})
 }

@@ -59,8 +59,10 @@ func (b *Bus) publish(ctx context.Context, subject string, fill func(*framer) er
 	// A core publish to the subject of a stream: JetStream stores it and acks
 	// nothing, for no reply is asked for. The client copies the frame.
 	err := frames(func(frame []byte) error {
-		b.metrics.published(ctx, len(frame))
-		return b.nc.Publish(subject, frame)
+		return b.signer.send(subject, frame, func(subject string, frame []byte) error {
+			b.metrics.published(ctx, len(frame))
+			return b.nc.Publish(subject, frame)
+		})
 	}, fill)
 	if err != nil {
 		b.metrics.refused(ctx)

@@ -3,10 +3,8 @@ package bus
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -40,13 +38,13 @@ func (b *Bus) AnnounceWays(ctx context.Context, ways []Way) error {
 // WatchWays calls learn with what is announced until ctx is done, and then
 // returns nil. One call runs at a time.
 func (b *Bus) WatchWays(ctx context.Context, learn func([]Way)) error {
-	sub, err := b.nc.Subscribe(subjectWays, func(m *nats.Msg) {
-		ways, err := decodeWays(m.Data)
-		if err != nil {
-			slog.Error("bus: notice dropped", "subject", m.Subject, "bytes", len(m.Data), "error", err)
-			return
+	sub, err := b.subscribe(subjectWays, func(body []byte, age time.Duration) error {
+		ways, err := decodeWays(body)
+		for i := range ways {
+			ways[i].Valid -= age
 		}
 		learn(ways)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("watch ways: %w", err)
@@ -67,18 +65,22 @@ func (f *framer) addWay(w *Way) error {
 	return f.appendItem(fieldWays, item)
 }
 
+// decodeWays returns the ways of the frame. An error says that there are some
+// that it left out.
 func decodeWays(frame []byte) ([]Way, error) {
 	var in pb.WaysFrame
 	if err := proto.Unmarshal(frame, &in); err != nil {
-		return nil, fmt.Errorf("ways frame: %w", err)
+		return nil, fmt.Errorf("%w: ways frame: %w", undecodable, err)
 	}
-	ways := make([]Way, len(in.GetWays()))
+	var wrong error
+	ways := make([]Way, 0, len(in.GetWays()))
 	for i, w := range in.GetWays() {
 		route, err := decodeRoute(w.GetRoute())
 		if err != nil {
-			return nil, fmt.Errorf("ways frame: way %d: %w", i, err)
+			wrong = fmt.Errorf("%w: ways frame: way %d: %w", undecodable, i, err)
+			continue
 		}
-		ways[i] = Way{mail.Domain(w.GetDomain()), mail.WorkerID(w.GetWorker()), route, time.Duration(w.GetValidUs()) * time.Microsecond}
+		ways = append(ways, Way{mail.Domain(w.GetDomain()), mail.WorkerID(w.GetWorker()), route, time.Duration(w.GetValidUs()) * time.Microsecond})
 	}
-	return ways, nil
+	return ways, wrong
 }

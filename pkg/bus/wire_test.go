@@ -17,10 +17,16 @@ import (
 )
 
 // Everything that package mail can hold must survive the wire, whatever
-// octets a client put into it.
+// octets a client put into it; but for what is checked in check.go.
 
 func drawText(t *rapid.T, label string) string {
 	return string(rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, label))
+}
+
+// drawName draws text that is not empty and has no controls.
+func drawName(t *rapid.T, label string) string {
+	b := rapid.SliceOfN(rapid.Byte().Filter(func(b byte) bool { return b >= ' ' && b != 0x7f }), 1, 40)
+	return string(b.Draw(t, label))
 }
 
 func drawTexts(t *rapid.T, label string) []string {
@@ -40,7 +46,7 @@ func drawMessage(t *rapid.T) mail.Message {
 	return mail.Message{
 		ID: id,
 		Envelope: mail.Envelope{
-			ReversePath: mail.ReversePath(drawText(t, "reverse-path")),
+			ReversePath: mail.ReversePath(drawName(t, "reverse-path")),
 			Body:        mail.BodyType(drawText(t, "body")),
 			SMTPUTF8:    rapid.Bool().Draw(t, "smtputf8"),
 			Ret:         mail.Ret(drawText(t, "ret")),
@@ -52,7 +58,7 @@ func drawMessage(t *rapid.T) mail.Message {
 		TLSOptional: rapid.Bool().Draw(t, "tls optional"),
 		Tenant:      drawText(t, "tenant"),
 		Priority:    rapid.Int16().Draw(t, "priority"),
-		SizeBytes:   rapid.Int64().Draw(t, "size"),
+		SizeBytes:   rapid.Int64Min(0).Draw(t, "size"),
 		AcceptedAt:  drawTime(t, "accepted"),
 		Traceparent: drawText(t, "traceparent"),
 	}
@@ -69,15 +75,15 @@ func drawDeliverBy(t *rapid.T) mail.DeliverBy {
 func drawPending(t *rapid.T) mail.Pending {
 	return mail.Pending{
 		Recipient: mail.Recipient{
-			No:          rapid.Int32().Draw(t, "no"),
-			ForwardPath: mail.ForwardPath(drawText(t, "forward-path")),
-			Domain:      mail.Domain(drawText(t, "domain")),
+			No:          rapid.Int32Min(1).Draw(t, "no"),
+			ForwardPath: mail.ForwardPath(drawName(t, "forward-path")),
+			Domain:      mail.Domain(drawName(t, "domain")),
 			Notify:      mail.Notify(rapid.Uint8().Draw(t, "notify")),
 			ORCPT:       drawText(t, "orcpt"),
 			ExpiresAt:   drawTime(t, "expires"),
 		},
-		Attempt: rapid.Int32().Draw(t, "attempt"),
-		Tries:   rapid.Int16().Draw(t, "tries"),
+		Attempt: rapid.Int32Min(0).Draw(t, "attempt"),
+		Tries:   rapid.Int16Min(0).Draw(t, "tries"),
 	}
 }
 
@@ -91,10 +97,10 @@ func drawAddr(t *rapid.T) netip.Addr {
 
 func drawHost(t *rapid.T) mail.Host {
 	return mail.Host{
-		Name:       drawText(t, "host"),
+		Name:       drawName(t, "host"),
 		Preference: rapid.Uint16().Draw(t, "preference"),
-		Port:       rapid.Uint16().Draw(t, "port"),
-		Addresses:  rapid.SliceOfN(rapid.Custom(drawAddr), 0, 4).Draw(t, "addresses"),
+		Port:       rapid.Uint16Min(1).Draw(t, "port"),
+		Addresses:  rapid.SliceOfN(rapid.Custom(drawAddr), 1, 4).Draw(t, "addresses"),
 		DANE:       mail.DANE(drawText(t, "dane")),
 		TLSA:       append([]mail.TLSA(nil), rapid.SliceOfN(rapid.Custom(drawTLSA), 0, 3).Draw(t, "tlsa")...),
 		Names:      append([]string(nil), rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string { return drawText(t, "name") }), 0, 3).Draw(t, "names")...),
@@ -111,8 +117,8 @@ func drawTLSA(t *rapid.T) mail.TLSA {
 
 func drawRoute(t *rapid.T) *mail.Route {
 	return &mail.Route{
-		Site:      mail.Site(drawText(t, "site")),
-		Hosts:     rapid.SliceOfN(rapid.Custom(drawHost), 0, 4).Draw(t, "hosts"),
+		Site:      mail.Site(drawName(t, "site")),
+		Hosts:     rapid.SliceOfN(rapid.Custom(drawHost), 1, 4).Draw(t, "hosts"),
 		TLS:       mail.TLSLevel(drawText(t, "tls")),
 		SmartHost: rapid.Bool().Draw(t, "smart"),
 		ExpiresAt: drawTime(t, "route expires"),

@@ -3,11 +3,15 @@
 package bustest
 
 import (
+	"bytes"
+	"context"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/postrider/postrider/pkg/mail"
 )
 
 // Server is a NATS server with JetStream. Its port stays the same over
@@ -73,4 +77,15 @@ func (s *Server) Restart(wipe bool) {
 		}
 	}
 	s.Resume()
+}
+
+// Keys are keys of the bus that stay as they are, for tests without Postgres.
+type Keys []mail.BusKey
+
+// OneKey is what most tests need.
+var OneKey = Keys{{ID: 1, Secret: bytes.Repeat([]byte{1}, 32)}}
+
+// BusKeys returns the keys.
+func (k Keys) BusKeys(context.Context) (mail.BusKeys, error) {
+	return mail.BusKeys{Keys: k, At: time.Now()}, nil
 }

@@ -59,7 +59,7 @@ func (w *world) connect(t *testing.T) (*store.Store, *bus.Bus) {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	nc, err := bus.Connect(t.Context(), bus.Config{URL: w.nats.URL()})
+	nc, err := bus.Connect(t.Context(), bus.Config{URL: w.nats.URL()}, db)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func (r *rig) connect() (*store.Store, *bus.Bus) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	nc, err := bus.Connect(r.t.Context(), bus.Config{URL: r.nc})
+	nc, err := bus.Connect(r.t.Context(), bus.Config{URL: r.nc}, db)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -84,14 +84,14 @@ func serve(t *testing.T, url string, cfg ingress.Config, listener *ingress.Liste
 	t.Helper()
 	w := &world{nats: bustest.Start(t)}
 	var err error
-	if w.bus, err = bus.Connect(t.Context(), bus.Config{URL: w.nats.URL()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.bus.Close)
 	if w.store, err = store.Open(t.Context(), store.Config{URL: url, MaxConns: 4}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.store.Close)
+	if w.bus, err = bus.Connect(t.Context(), bus.Config{URL: w.nats.URL()}, w.store); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.bus.Close)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ingress.Run(ctx, cfg, ingress.Deps{Listener: listener, Store: w.store, Bus: w.bus}) }()

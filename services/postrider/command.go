@@ -63,7 +63,7 @@ The commands find the queue by POSTRIDER_POSTGRES_URL, or else the one of the
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	below := []*cobra.Command{devCommand(), queueCommand(), siteCommand(), showCommand(), routeCommand(), sourceCommand(), poolCommand(),
-		tenantCommand(), credentialCommand(), domainCommand(), shapingCommand(), suspensionCommand(), tlsCommand(), migrateCommand(), versionCommand()}
+		tenantCommand(), credentialCommand(), domainCommand(), shapingCommand(), suspensionCommand(), tlsCommand(), busCommand(), migrateCommand(), versionCommand()}
 	return group(root, append(below, operateCommands()...)...)
 }
 

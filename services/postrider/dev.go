@@ -113,7 +113,7 @@ func runDev(ctx context.Context, p *boot.Process, out io.Writer) (err error) {
 		return err
 	}
 	d.onClose(func() error { db.Close(); return nil })
-	nc, err := bus.Connect(ctx, d.cfg.Bus)
+	nc, err := bus.Connect(ctx, d.cfg.Bus, db)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@
 //	claims      that have lasted longer than any can are counted    1 min
 //	partitions  are made ahead of time and dropped when done with   10 min
 //	accounts    hours that may have changed are counted             1 min
+//	keys        the key of the bus is replaced when a day old       1 h
 //
 // When the bus lost its hints, everything that was rung becomes due at once.
 // While the bus is down nothing is rung: resolvers take from Postgres.
@@ -40,7 +41,7 @@
 // # Writes
 //
 // recipients (rung, next_attempt_at; the claim of a dead worker; state
-// expired), attempts, reports, workers, slots, accounts; the partitions of all
+// expired), attempts, reports, workers, slots, accounts, bus_keys; the partitions of all
 // tables that grow. It removes routes, keys and sites that are long over.
 //
 // # Standards

@@ -28,6 +28,10 @@ const (
 	claims     = time.Minute
 	overdue    = 2 * time.Hour // no transaction takes as long
 
+	keysEvery  = time.Hour        // how often the age of the bus key is looked at
+	keyAge     = 24 * time.Hour   // a key signs for so long
+	keyOverlap = 15 * time.Minute // and is valid for so long after that: longer than a hint waits in its stream
+
 	accountRest = 20 // counting takes at most a twentieth of the time, however much mail there is
 )
 
@@ -45,6 +49,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 		{name: "lag", every: lagEvery, within: 10 * time.Second, step: s.lag},
 		{name: "claims", every: claims, within: 10 * time.Second, step: s.claims},
 		{name: "partitions", every: partitions, within: 5 * time.Minute, step: s.partitions},
+		{name: "keys", every: keysEvery, within: 10 * time.Second, step: s.keys},
 		{name: "accounts", every: time.Duration(cfg.AccountingInterval), within: 5 * time.Minute, step: s.accounts, rest: accountRest},
 	} {
 		g.Go(func() error { return l.run(ctx) })
@@ -200,6 +205,16 @@ func (s *scheduler) partitions(ctx context.Context) error {
 	_, errRoutes := s.db.ForgetRoutes(ctx)
 	_, errSites := s.db.ForgetSites(ctx)
 	return errors.Join(errContents, errHistory, errRoutes, errSites, s.retireKeys(ctx))
+}
+
+// keys has what is put on the bus signed with a new key, when the one before
+// is old.
+func (s *scheduler) keys(ctx context.Context) error {
+	id, err := s.db.RotateBusKey(ctx, keyOverlap, keyAge)
+	if err == nil && id != 0 {
+		slog.Info("bus key rotated", "key", id)
+	}
+	return err
 }
 
 // retireKeys removes the idempotency keys whose time is over.

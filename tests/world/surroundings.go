@@ -144,3 +144,6 @@ func (w *World) Idle(ctx context.Context) error {
 	}
 	return nil
 }
+
+// NATSURL is where the NATS server takes clients.
+func (w *World) NATSURL() string { return "nats://" + w.address(1, natsPort) }

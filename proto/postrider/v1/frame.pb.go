@@ -8,6 +8,12 @@
 // says which recipients are due, with facts that never change (envelope,
 // route), and never what became of a recipient: that is a row in Postgres.
 //
+// Whoever reaches the bus can publish there. So each frame ends in a seal, as
+// its last field: 60 octets with the id of a key, the time, the publisher, the
+// number of the frame, and a MAC over the subject and all that comes before
+// the MAC (pkg/bus/seal.go). Nothing of a frame counts before its seal was
+// verified. A notice without content is a seal alone.
+//
 // Words are those of docs/glossary.md. Strings that are words of package mail
 // (body, ret, tls) travel as they are written there; a reader that meets a
 // word it does not know takes the strictest meaning.
@@ -34,6 +40,7 @@ const (
 type QueuedFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Messages      []*QueuedMessage       `protobuf:"bytes,1,rep,name=messages" json:"messages,omitempty"`
+	Seal          []byte                 `protobuf:"bytes,15,opt,name=seal" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -75,6 +82,13 @@ func (x *QueuedFrame) GetMessages() []*QueuedMessage {
 	return nil
 }
 
+func (x *QueuedFrame) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
+	}
+	return nil
+}
+
 // ReadyFrame carries delivery requests to the home worker of their sites.
 // Subject postrider.ready.<worker>; from resolver (or a former home) to
 // delivery. Requests share the routes of their frame.
@@ -82,6 +96,7 @@ type ReadyFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Routes        []*Route               `protobuf:"bytes,1,rep,name=routes" json:"routes,omitempty"`
 	Requests      []*DeliveryRequest     `protobuf:"bytes,2,rep,name=requests" json:"requests,omitempty"`
+	Seal          []byte                 `protobuf:"bytes,15,opt,name=seal" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,12 +145,20 @@ func (x *ReadyFrame) GetRequests() []*DeliveryRequest {
 	return nil
 }
 
+func (x *ReadyFrame) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
+	}
+	return nil
+}
+
 // WaysFrame tells where mail for busy domains goes in the next moment, so that
 // it need not come by the resolver. Subject postrider.notice.ways; from
 // resolver to ingress. It is not stored.
 type WaysFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ways          []*Way                 `protobuf:"bytes,1,rep,name=ways" json:"ways,omitempty"`
+	Seal          []byte                 `protobuf:"bytes,15,opt,name=seal" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,6 +196,13 @@ func (*WaysFrame) Descriptor() ([]byte, []int) {
 func (x *WaysFrame) GetWays() []*Way {
 	if x != nil {
 		return x.Ways
+	}
+	return nil
+}
+
+func (x *WaysFrame) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
 	}
 	return nil
 }
@@ -252,6 +282,7 @@ type FailedFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Each is the 16 octets of a queue id.
 	QueueIds      [][]byte `protobuf:"bytes,1,rep,name=queue_ids,json=queueIds" json:"queue_ids,omitempty"`
+	Seal          []byte   `protobuf:"bytes,15,opt,name=seal" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -289,6 +320,13 @@ func (*FailedFrame) Descriptor() ([]byte, []int) {
 func (x *FailedFrame) GetQueueIds() [][]byte {
 	if x != nil {
 		return x.QueueIds
+	}
+	return nil
+}
+
+func (x *FailedFrame) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
 	}
 	return nil
 }
@@ -1087,22 +1125,26 @@ var File_postrider_v1_frame_proto protoreflect.FileDescriptor
 
 const file_postrider_v1_frame_proto_rawDesc = "" +
 	"\n" +
-	"\x18postrider/v1/frame.proto\x12\fpostrider.v1\"F\n" +
+	"\x18postrider/v1/frame.proto\x12\fpostrider.v1\"Z\n" +
 	"\vQueuedFrame\x127\n" +
-	"\bmessages\x18\x01 \x03(\v2\x1b.postrider.v1.QueuedMessageR\bmessages\"t\n" +
+	"\bmessages\x18\x01 \x03(\v2\x1b.postrider.v1.QueuedMessageR\bmessages\x12\x12\n" +
+	"\x04seal\x18\x0f \x01(\fR\x04seal\"\x88\x01\n" +
 	"\n" +
 	"ReadyFrame\x12+\n" +
 	"\x06routes\x18\x01 \x03(\v2\x13.postrider.v1.RouteR\x06routes\x129\n" +
-	"\brequests\x18\x02 \x03(\v2\x1d.postrider.v1.DeliveryRequestR\brequests\"2\n" +
+	"\brequests\x18\x02 \x03(\v2\x1d.postrider.v1.DeliveryRequestR\brequests\x12\x12\n" +
+	"\x04seal\x18\x0f \x01(\fR\x04seal\"F\n" +
 	"\tWaysFrame\x12%\n" +
-	"\x04ways\x18\x01 \x03(\v2\x11.postrider.v1.WayR\x04ways\"{\n" +
+	"\x04ways\x18\x01 \x03(\v2\x11.postrider.v1.WayR\x04ways\x12\x12\n" +
+	"\x04seal\x18\x0f \x01(\fR\x04seal\"{\n" +
 	"\x03Way\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\x05R\x06worker\x12\x19\n" +
 	"\bvalid_us\x18\x03 \x01(\x03R\avalidUs\x12)\n" +
-	"\x05route\x18\x04 \x01(\v2\x13.postrider.v1.RouteR\x05route\"*\n" +
+	"\x05route\x18\x04 \x01(\v2\x13.postrider.v1.RouteR\x05route\">\n" +
 	"\vFailedFrame\x12\x1b\n" +
-	"\tqueue_ids\x18\x01 \x03(\fR\bqueueIds\"\xb2\x02\n" +
+	"\tqueue_ids\x18\x01 \x03(\fR\bqueueIds\x12\x12\n" +
+	"\x04seal\x18\x0f \x01(\fR\x04seal\"\xb2\x02\n" +
 	"\aMessage\x12\x19\n" +
 	"\bqueue_id\x18\x01 \x01(\fR\aqueueId\x122\n" +
 	"\benvelope\x18\x02 \x01(\v2\x16.postrider.v1.EnvelopeR\benvelope\x12\x16\n" +

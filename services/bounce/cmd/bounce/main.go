@@ -26,7 +26,7 @@ func run(ctx context.Context, p *boot.Process) error {
 		return err
 	}
 	defer db.Close()
-	nc, err := bus.Connect(ctx, cfg.Bus)
+	nc, err := bus.Connect(ctx, cfg.Bus, db)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func newWorld(t *testing.T) *world {
 
 func connect(t *testing.T, url string) *bus.Bus {
 	t.Helper()
-	nc, err := bus.Connect(t.Context(), bus.Config{URL: url})
+	nc, err := bus.Connect(t.Context(), bus.Config{URL: url}, bustest.OneKey)
 	if err != nil {
 		t.Fatal(err)
 	}
