@@ -2,6 +2,7 @@ package straight
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -96,7 +97,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 func (w *world) learns(t *testing.T, domain mail.Domain, valid time.Duration) {
 	t.Helper()
 	way := bus.Way{Domain: domain, Worker: worker, Valid: valid, Route: &mail.Route{
-		Site: "mx.example.net", Hosts: []mail.Host{{Name: "mx.example.net", Port: 25}}, ExpiresAt: time.Now().Add(time.Hour),
+		Site: "mx.example.net", Hosts: []mail.Host{{Name: "mx.example.net", Port: 25, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}, ExpiresAt: time.Now().Add(time.Hour),
 	}}
 	eventually(t, "the way is known", func() bool {
 		if err := w.nc.AnnounceWays(t.Context(), []bus.Way{way}); err != nil {
