@@ -11,6 +11,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/postrider/postrider/pkg/inside"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/services/delivery/internal/egress"
 	"github.com/postrider/postrider/services/delivery/internal/smtpclient"
@@ -21,6 +22,9 @@ const (
 	maxAddresses = 5
 	maxSessions  = 2
 )
+
+// errInside says that a route leads only where no mail goes.
+var errInside = errors.New("all addresses are of a private network, or otherwise inside: POSTRIDER_ALLOW_TARGETS does not name it")
 
 // errNoAddress says that a route has no address at all.
 var errNoAddress = errors.New("the route has no address")
@@ -42,6 +46,13 @@ func (a *attempt) jitter() float64 { return a.luck }
 func (a *attempt) connect(ctx context.Context) bool {
 	j := a.job
 	targets := a.site.targets(j.request.Route)
+	none := errNoAddress
+	if len(targets) > 0 {
+		targets = slices.DeleteFunc(targets, func(t target) bool { return inside.Refuses(t.addr.Addr(), a.config.AllowTargets) })
+		if len(targets) == 0 {
+			none = errInside
+		}
+	}
 	targets = slices.DeleteFunc(targets, func(t target) bool {
 		return slices.Contains(j.tried, t.addr) || a.source.reach&familyOf(t.addr.Addr()) == 0
 	})
@@ -136,7 +147,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 	// No address is left: the sessions that broke had them all.
 	a.lane.neverBegan()
 	if j.last.Phase == "" {
-		j.last = smtpclient.Answer{Phase: mail.PhaseConnect, Err: errNoAddress}
+		j.last = smtpclient.Answer{Phase: mail.PhaseConnect, Err: none}
 	}
 	a.settleAll(j.last, judge(circumstances{answer: j.last, tls: a.demand.level, small: true, last: true}))
 	return false

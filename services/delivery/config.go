@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/postrider/postrider/pkg/inside"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/roots"
 	"github.com/postrider/postrider/pkg/shaping"
@@ -32,6 +33,9 @@ type Config struct {
 	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
 	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`
 	EgressPorts  []uint16      `envconfig:"EGRESS_PORTS" default:"25,465,587,24" desc:"Ports of remote hosts that other workers may reach through EGRESS_LISTEN."`
+	// AllowTargets is as for the resolver: what it says of a route is not taken
+	// for granted where a connection begins.
+	AllowTargets []netip.Prefix `envconfig:"ALLOW_TARGETS" desc:"Networks that are loopback, private or otherwise inside, and may be relayed to all the same; separated by commas."`
 	Roots        roots.Config
 	Shaping      shaping.Config
 
@@ -84,7 +88,11 @@ func (c Config) hasAddress(a netip.Addr) bool {
 	return egress.Has(a)
 }
 
-func (c Config) mayReach(port uint16) bool { return slices.Contains(c.EgressPorts, port) }
+// mayReach reports whether other workers may reach a target through our egress
+// listener.
+func (c Config) mayReach(target netip.AddrPort) bool {
+	return slices.Contains(c.EgressPorts, target.Port()) && !inside.Refuses(target.Addr(), c.AllowTargets)
+}
 
 // advertised returns where other workers reach the egress listener; "" if
 // there is none.

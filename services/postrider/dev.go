@@ -195,6 +195,7 @@ func (d *dev) surround(ctx context.Context) error {
 	}
 	// The demo destination is on loopback, where no mail goes otherwise.
 	d.cfg.Resolver.AllowTargets = append(d.cfg.Resolver.AllowTargets, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	d.cfg.Delivery.AllowTargets = d.cfg.Resolver.AllowTargets
 	return nil
 }
 

@@ -80,7 +80,8 @@
 // digits, hyphens and underscores. Counts, lengths, TTLs and times are
 // bounded. Connections to the inside (loopback, private, link-local, metadata
 // services, and IPv6 forms of these) are refused unless
-// POSTRIDER_ALLOW_TARGETS names the network; that holds for smart hosts too.
+// POSTRIDER_ALLOW_TARGETS names the network; that holds for smart hosts too,
+// and delivery refuses them again.
 //
 // # Diagnostics
 //

@@ -61,9 +61,9 @@ func listener(t *testing.T, ports ...uint16) string {
 		Source: func(name string, _ netip.Addr) (netip.Addr, bool) {
 			return netip.MustParseAddr("127.0.0.7"), name == "one"
 		},
-		MayReach: func(port uint16) bool {
+		MayReach: func(target netip.AddrPort) bool {
 			for _, p := range ports {
-				if p == port {
+				if p == target.Port() {
 					return true
 				}
 			}
@@ -240,7 +240,7 @@ func FuzzListener(f *testing.F) {
 	f.Add([]byte{4, 1, 0, 25})
 	f.Fuzz(func(t *testing.T, said []byte) {
 		client, server := net.Pipe()
-		l := &egress.Listener{Key: "key", Max: 1, MayReach: func(uint16) bool { return false },
+		l := &egress.Listener{Key: "key", Max: 1, MayReach: func(netip.AddrPort) bool { return false },
 			Source: func(string, netip.Addr) (netip.Addr, bool) {
 				t.Error("a source is asked for though the port is not allowed")
 				return netip.Addr{}, false

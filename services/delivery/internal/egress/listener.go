@@ -31,8 +31,8 @@ type Listener struct {
 	// Source returns the address of a source from which to reach a target; ok
 	// is false if this machine has none, or may not use it.
 	Source func(name string, target netip.Addr) (local netip.Addr, ok bool)
-	// MayReach reports whether a port may be connected to.
-	MayReach func(port uint16) bool
+	// MayReach reports whether a target may be connected to.
+	MayReach func(target netip.AddrPort) bool
 	// Max is how many connections may be open at once.
 	Max int
 }
@@ -177,7 +177,7 @@ func readField(r io.Reader) ([]byte, error) {
 
 // dial connects from a source, or says with a reply of RFC 1928 §6 why not.
 func (l *Listener) dial(ctx context.Context, name string, target netip.AddrPort) (net.Conn, byte) {
-	if !l.MayReach(target.Port()) {
+	if !l.MayReach(target) {
 		return nil, notAllowed
 	}
 	local, ok := l.Source(name, target.Addr())
