@@ -261,7 +261,7 @@ func (r *rig) config(shape string) delivery.Config {
 		Hostname: "mta.origin.test", DrainTimeout: 5 * time.Second, Lease: 5 * time.Second, HomeLease: 2 * time.Second,
 		ReadyLimit: 1000, ContentBytes: 8 << 20, Connections: 100, SettleLinger: 5 * time.Millisecond,
 		AllowTargets: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
-		Shaping: shaping.Config{RetrySchedule: schedule, MessageLifetime: retry.Duration(time.Hour), DelayNoticeAfter: retry.Duration(time.Hour)},
+		Shaping:      shaping.Config{RetrySchedule: schedule, MessageLifetime: retry.Duration(time.Hour), DelayNoticeAfter: retry.Duration(time.Hour)},
 	}
 	if shape != "" {
 		c.Shaping.File = filepath.Join(r.t.TempDir(), "shaping.toml")
