@@ -151,7 +151,14 @@ type Client struct {
 	Address  netip.Addr // invalid for mail made by postrider itself
 	Hello    string     // the argument of EHLO or HELO
 	Protocol string     // the "with" of Received: SMTP, ESMTP, ESMTPS, ESMTPSA, UTF8SMTP, ... (RFC 3848, RFC 6531 §4.3)
+	// Trust is what vouches for the sender: the method of its login, or
+	// "network"; Stranger; "" for mail by SQL and our own.
+	Trust string
 }
+
+// Stranger is the trust of mail that was taken for the sake of its recipients'
+// domains alone. Nobody has verified its reverse-path.
+const Stranger = "stranger"
 
 // QueuedMessage is a message with those of its recipients that are due.
 type QueuedMessage struct {

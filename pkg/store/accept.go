@@ -240,10 +240,10 @@ func (x *exchange) accept(group []*mail.Submission) {
 
 const copyMessages = `COPY messages_%s (queue_id, accepted_at, recipient_count, size_bytes, priority, smtputf8, report_of,
 reverse_path, tenant, body_type, ret, envid, traceparent, message_id, client_address, client_hello, protocol,
-campaign, require_tls, tls_optional, deliver_by, deliver_by_mode) FROM STDIN BINARY`
+campaign, require_tls, tls_optional, deliver_by, deliver_by_mode, trust) FROM STDIN BINARY`
 
 func appendMessage(c *copyMessage, sub *mail.Submission) {
-	c.row(22)
+	c.row(23)
 	c.uuid(sub.ID)
 	c.time(sub.AcceptedAt)
 	c.int4(int32(len(sub.Recipients)))
@@ -279,6 +279,7 @@ func appendMessage(c *copyMessage, sub *mail.Submission) {
 		c.time(by.At)
 		c.text(deliverByMode(by))
 	}
+	c.text(sub.Client.Trust)
 }
 
 // deliverByMode is the mode as RFC 2852 §4 writes it.

@@ -210,7 +210,7 @@ func (s *Store) Show(ctx context.Context, id mail.QueueID) (Story, error) {
 func (s *Store) showMessage(ctx context.Context, id mail.QueueID) (Story, error) {
 	const q = `
 		SELECT accepted_at, size_bytes, priority, smtputf8, report_of, reverse_path, tenant, body_type, ret, envid,
-		       traceparent, message_id, client_address, client_hello, protocol,
+		       traceparent, message_id, client_address, client_hello, protocol, trust,
 		       campaign, require_tls, tls_optional, deliver_by, deliver_by_mode
 		FROM messages
 		WHERE queue_id = $1`
@@ -219,7 +219,7 @@ func (s *Store) showMessage(ctx context.Context, id mail.QueueID) (Story, error)
 	var reportOf *mail.QueueID
 	var client string
 	err := s.plain.QueryRow(ctx, q, id).Scan(&m.AcceptedAt, &m.SizeBytes, &m.Priority, &e.SMTPUTF8, &reportOf, &e.ReversePath,
-		&m.Tenant, &e.Body, &e.Ret, &e.EnvID, &m.Traceparent, &story.HeaderID, &client, &story.Client.Hello, &story.Client.Protocol,
+		&m.Tenant, &e.Body, &e.Ret, &e.EnvID, &m.Traceparent, &story.HeaderID, &client, &story.Client.Hello, &story.Client.Protocol, &story.Client.Trust,
 		&m.Campaign, &e.RequireTLS, &m.TLSOptional, deliverByTime{&e.DeliverBy}, deliverByWords{&e.DeliverBy})
 	if err != nil {
 		return Story{}, err

@@ -27,6 +27,7 @@ type ReportInput struct {
 	Kind       ReportKind
 	Message    mail.Message
 	HeaderID   string // the Message-ID field of the original; "" if it had none
+	Trust      string // what vouches for the sender: as mail.Client has it
 	Recipients []ReportRecipient
 	Header     []byte // header section of the original, up to 64 KiB, with its empty line; nil when the content is gone
 	Content    []byte // the whole original when RET=FULL was asked and it is at most 64 KiB; else nil
@@ -127,8 +128,8 @@ func (s *Store) writeReports(ctx context.Context, tx pgx.Tx, id mail.QueueID, de
 		return nil, err
 	}
 	in := ReportInput{}
-	const q = `SELECT m.message_id, ` + messageColumns + ` FROM messages m WHERE m.queue_id = $1`
-	err = tx.QueryRow(ctx, q, id).Scan(append([]any{&in.HeaderID}, messageFields(&in.Message)...)...)
+	const q = `SELECT m.message_id, m.trust, ` + messageColumns + ` FROM messages m WHERE m.queue_id = $1`
+	err = tx.QueryRow(ctx, q, id).Scan(append([]any{&in.HeaderID, &in.Trust}, messageFields(&in.Message)...)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil // the message has left the history: nobody is left to tell
 	}

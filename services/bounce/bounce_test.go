@@ -70,10 +70,15 @@ func (w *world) connect(t *testing.T) (*store.Store, *bus.Bus) {
 // start runs a bounce service until the test ends or stop is called.
 func (w *world) start(t *testing.T) (stop func()) {
 	t.Helper()
+	return w.startAs(t, testConfig)
+}
+
+func (w *world) startAs(t *testing.T, cfg Config) (stop func()) {
+	t.Helper()
 	db, nc := w.connect(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, testConfig, db, nc) }()
+	go func() { done <- Run(ctx, cfg, db, nc) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -365,6 +370,11 @@ func TestWhoHears(t *testing.T) {
 		action mail.Action
 		want   int
 	}{
+		// Who sends a spammer's mail back to the address that it names spams
+		// for him.
+		{"failure, stranger", "stranger@sender.example", 0, mail.Failed, 0},
+		{"delay, stranger", "stranger@sender.example", 0, mail.Delayed, 0},
+		{"success, stranger", "stranger@sender.example", mail.NotifySuccess, mail.Relayed, 0},
 		{"failure, NOTIFY not given", "a@sender.example", 0, mail.Failed, 1},
 		{"failure, NOTIFY=FAILURE", "a@sender.example", mail.NotifyFailure, mail.Failed, 1},
 		{"failure, NOTIFY=NEVER", "a@sender.example", mail.NotifyNever, mail.Failed, 0},
@@ -382,6 +392,10 @@ func TestWhoHears(t *testing.T) {
 	subs := make([]*mail.Submission, len(cases))
 	for i, c := range cases {
 		subs[i] = submission(c.from, c.notify)
+		subs[i].Client.Trust = "network"
+		if strings.HasPrefix(string(c.from), "stranger@") {
+			subs[i].Client.Trust = mail.Stranger
+		}
 		w.accept(t, subs[i])
 		w.settle(t, subs[i], c.action)
 	}
@@ -392,6 +406,21 @@ func TestWhoHears(t *testing.T) {
 			t.Errorf("%s: %d reports, want %d", c.name, got, c.want)
 		}
 	}
+}
+
+// A backup exchanger whose operator takes the reports for a duty sends them.
+func TestStrangersHearIfTheyAreTo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := testConfig
+	cfg.Strangers = true
+	w.startAs(t, cfg)
+	sub := submission("stranger@sender.example", 0)
+	sub.Client.Trust = mail.Stranger
+	w.accept(t, sub)
+	w.settle(t, sub, mail.Failed)
+	w.hint(t, sub)
+	w.waitReports(t, sub, 1)
 }
 
 // An operator may fail any mail, also such as must not be reported on.

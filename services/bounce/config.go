@@ -17,8 +17,9 @@ import (
 
 // Config is the configuration of the service.
 type Config struct {
-	Hostname string         `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
-	Lifetime retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
+	Hostname  string         `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	Lifetime  retry.Duration `envconfig:"BOUNCE_LIFETIME" default:"1d" desc:"How long a report (DSN) is tried before it is dropped."`
+	Strangers bool           `envconfig:"REPORT_TO_STRANGERS" desc:"Report also to senders of mail that was taken for POSTRIDER_RELAY_DOMAINS alone. Their reverse-paths are often forged, and such reports reach people who sent nothing."`
 
 	TLSReports   TLSReportConfig
 	DNSServers   []string       `envconfig:"DNS_SERVERS" desc:"Recursive DNS servers as ip or ip:port, separated by commas. Empty: those of /etc/resolv.conf."`

@@ -20,6 +20,12 @@ func (b *bounce) write(in store.ReportInput) *mail.Submission {
 		telemetry.Unreported(&in.Message, "double bounce: the reverse-path is null")
 		return nil
 	}
+	if in.Trust == mail.Stranger && !b.cfg.Strangers {
+		// Whoever sends a spammer's mail back to the address that it names
+		// spams for him.
+		telemetry.Unreported(&in.Message, "the sender is a stranger, and nobody has verified the reverse-path")
+		return nil
+	}
 	recipients := wanted(in)
 	if len(recipients) == 0 {
 		telemetry.Unreported(&in.Message, "the sender asked for no report")

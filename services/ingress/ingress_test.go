@@ -195,6 +195,39 @@ func (w *world) stored(t *testing.T, id mail.QueueID) []byte {
 	return rest
 }
 
+// Whether anybody stands for the sender is kept with the message: reports go
+// to nobody else.
+func TestTrustIsStored(t *testing.T) {
+	for _, c := range []struct {
+		networks []netip.Prefix
+		want     string
+	}{
+		{[]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, "network"},
+		{nil, mail.Stranger},
+	} {
+		cfg := testConfig()
+		cfg.SMTP.RelayNetworks, cfg.SMTP.RelayDomains = c.networks, []string{"example.net", "example.org"}
+		listener, err := ingress.Listen(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := serve(t, storetest.New(t), cfg, listener)
+		w.address = listener.Addr().String()
+		s, err := w.session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply, err := s.submit(body(1, 1, 100))
+		id, ok := queued(reply)
+		if err != nil || !ok {
+			t.Fatalf("%s, %v", reply, err)
+		}
+		if story, err := w.store.Show(t.Context(), id); err != nil || story.Client.Trust != c.want {
+			t.Errorf("trust %q, %v, want %q", story.Client.Trust, err, c.want)
+		}
+	}
+}
+
 // Every 250 is a message in Postgres, byte for byte, and a hint on the bus.
 func TestAcceptedIsStoredAndRungFor(t *testing.T) {
 	w := start(t, storetest.New(t))

@@ -46,7 +46,7 @@ func (q *request) submission(e envelope, recipients []address) *submission {
 			AcceptedAt:  time.Now().UTC(),
 			Traceparent: telemetry.Traceparent(ctx),
 		},
-		Client: mail.Client{Address: client(q.http), Protocol: "HTTP"},
+		Client: mail.Client{Address: client(q.http), Protocol: "HTTP", Trust: string(q.id.Method)},
 	}}
 	release := sub.AcceptedAt
 	if e.sendAt.After(release) {

@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -384,6 +385,7 @@ func (s *session) completes() bool { return s.id.Tenant != "" || s.cfg.AddMissin
 func (s *session) submit(buf *spool.Buffer, in *incoming, h submission.Header) trace.Span {
 	utf8 := s.mail.args.SMTPUTF8 && (!h.ASCII || !s.mail.ascii())
 	client := s.client
+	client.Trust = cmp.Or(string(s.id.Method), mail.Stranger)
 	client.Protocol = protocol{esmtp: s.esmtp, utf8: utf8, tls: s.tls != nil, auth: s.authed}.String()
 	ctx, span := s.server.tracer.Start(telemetry.Continue(context.Background(), h.Traceparent), "ingress.accept",
 		trace.WithTimestamp(in.began), trace.WithSpanKind(trace.SpanKindServer))
