@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/mail"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,7 +157,7 @@ func TestSubmitRefuses(t *testing.T) {
 		{"NUL", "a@example.com", "b@example.org", ok + "\x00", "", "NUL"},
 		{"long line", "a@example.com", "b@example.org", ok + strings.Repeat("a", 999) + "\r\n", "", "998"},
 		{"no From", "a@example.com", "b@example.org", "Subject: x\r\n\r\n", "", "From"},
-		{"no header", "a@example.com", "b@example.org", "Hello you\r\n\r\n", "", "header"},
+		{"no header", "a@example.com", "b@example.org", "Hello you\r\n\r\n", "", "need one From field"},
 		{"empty", "a@example.com", "b@example.org", "", "", "From"},
 		{"no domain", "a@example.com", "b", ok, "", "no domain"},
 		{"empty recipient", "a@example.com", "", ok, "", "no domain"},
@@ -168,7 +169,10 @@ func TestSubmitRefuses(t *testing.T) {
 		{"empty label", "a@example.com", "b@example..org", ok, "", "malformed"},
 		{"U-label", "a@example.com", "b@b\u00fccher.example", ok, "", "A-labels"},
 		{"literal", "a@example.com", "b@[192.0.2.256]", ok, "", "literal"},
-		{"C1 control", "a@example.com", "b\u0085@example.org", ok, "", "malformed"},
+		{"C1 control", "a@example.com", "b\u0085@example.org", ok, "", "U+0085"},
+		{"zero width space", "a@example.com", "ann\u200b@example.org", ok, "", "U+200B"},
+		{"no-break space", "a@example.com", "ann\u00a0@example.org", ok, "", "U+00A0"},
+		{"override", "ann\u202e@example.com", "b@example.org", ok, "", "U+202E"},
 		{"long local-part", "a@example.com", long + "@example.org", ok, "", "64"},
 		{"reverse-path", "a@example.com>", "b@example.org", ok, "", "malformed"},
 		{"envid", "a@example.com", "b@example.org", ok, ", envid => E'a\\nb'", "envid"},
@@ -308,5 +312,81 @@ func TestSubmitRole(t *testing.T) {
 	f.exec(t, "SET ROLE postrider_reader")
 	if _, err := f.db.Exec(t.Context(), `SELECT submit('', '{b@example.org}', 'x'::text)`); err == nil || !strings.Contains(err.Error(), "permission denied") {
 		t.Errorf("%v, want it denied", err)
+	}
+}
+
+// Each message by SQL is handed out once, to whoever asks first.
+func TestTakeSubmitted(t *testing.T) {
+	f := setup(t)
+	id := f.submit(t, `'ann@example.com', '{b@example.org,c@example.org}', $1::text, tenant => 'acme'`, content)
+	f.submit(t, `'', '{b@example.org}', $1::text`, content)
+	first, err := f.TakeSubmitted(t.Context(), 1)
+	if err != nil || len(first) != 1 {
+		t.Fatalf("%v, %v", first, err)
+	}
+	rest, err := f.TakeSubmitted(t.Context(), 10)
+	if err != nil || len(rest) != 1 {
+		t.Fatalf("%v, %v", rest, err)
+	}
+	if again, err := f.TakeSubmitted(t.Context(), 10); err != nil || len(again) != 0 {
+		t.Errorf("again %v, %v", again, err)
+	}
+	subs := append(first, rest...)
+	slices.SortFunc(subs, func(a, b *words.Submission) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	if s := subs[0]; s.ID != id || s.Envelope.ReversePath != "ann@example.com" || len(s.Recipients) != 2 || s.SizeBytes == 0 || s.Tenant != "acme" ||
+		s.HeaderID == "" || s.Client.Protocol != "SQL" || s.AcceptedAt.IsZero() {
+		t.Errorf("%+v", s)
+	}
+	subs[0].Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	if err := f.SetTraceparents(t.Context(), subs); err != nil {
+		t.Fatal(err)
+	}
+	if got := one[string](t, f, "SELECT traceparent FROM messages WHERE queue_id = $1", id); got != subs[0].Traceparent {
+		t.Errorf("traceparent %q", got)
+	}
+}
+
+// Mail by SQL has the name that ingress has, until an operator says another.
+func TestAnnounceHostname(t *testing.T) {
+	f := setup(t)
+	received := func(want string) {
+		t.Helper()
+		id := f.submit(t, `'a@example.com', '{b@example.org}', $1::text`, content)
+		if got := f.content(t, id); !bytes.HasPrefix(got, []byte("Received: by "+want+" ")) || !bytes.Contains(got, []byte("@"+want+">\r\n")) {
+			t.Errorf("%.300q, want %s", got, want)
+		}
+	}
+	received("localhost")
+	for _, name := range []string{"mx.example", "mx2.example"} {
+		if err := f.AnnounceHostname(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		received(name)
+	}
+	f.exec(t, "UPDATE submit_settings SET hostname = 'mine.example'")
+	received("mine.example")
+	if err := f.AnnounceHostname(t.Context(), "x y"); err == nil {
+		t.Error("took a name that is none")
+	}
+}
+
+// Whatever octet is in a header field, it begins no other field.
+func TestSubmitOctets(t *testing.T) {
+	f := setup(t)
+	for c := 1; c < 256; c++ {
+		octet := string([]byte{byte(c)})
+		var id words.QueueID
+		err := f.db.QueryRow(t.Context(), `SELECT submit('a@example.com', '{b@example.org}', $1::bytea)`,
+			[]byte("From: a@example.com\r\nSubject: hello "+octet+"Reply-To: thief@evil.example"+octet+"Content-Type: text/html\r\n\r\n<b>body</b>\r\n")).Scan(&id)
+		if refused := c < ' ' && c != '\t' || c == 0x7f; refused != (err != nil) {
+			t.Errorf("octet %#02x: %v", c, err)
+		}
+		if err != nil {
+			continue
+		}
+		got := f.content(t, id)
+		if !bytes.Contains(got, []byte("\r\nSubject: hello "+octet+"Reply-To: thief")) {
+			t.Errorf("octet %#02x: %q", c, got)
+		}
 	}
 }

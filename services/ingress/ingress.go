@@ -46,6 +46,7 @@ type database interface {
 	accepter
 	accounts
 	shaping.Board
+	AnnounceHostname(ctx context.Context, hostname string) error
 }
 
 // Listeners are the open addresses that Run serves, and the certificates that
@@ -222,6 +223,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	g.Go(func() error { return committer.Run(serving) })
 	g.Go(func() error { return publisher.Run(serving) })
 	g.Go(func() error { return keeper.Run(serving) })
+	g.Go(func() error { return announce(serving, deps.Store, cfg.Hostname) })
 	g.Go(func() error { return shape.Follow(serving, deps.Store, func() {}) })
 	if deps.Listener.certs != nil {
 		g.Go(func() error { return deps.Listener.certs.Run(serving) })
@@ -232,4 +234,25 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return serveBoth(ctx, smtp, web, deps.Listener.web)
 	})
 	return g.Wait()
+}
+
+// announceEvery is the pause after Postgres could not be told our name.
+const announceEvery = 5 * time.Second
+
+// announce tells Postgres our name, for what is submitted by SQL.
+func announce(ctx context.Context, db database, hostname string) error {
+	for failing := false; ; failing = true {
+		err := db.AnnounceHostname(ctx, hostname)
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if !failing {
+			slog.Warn("the host name for mail submitted by SQL cannot be set, will retry", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(announceEvery):
+		}
+	}
 }

@@ -86,6 +86,7 @@ func (h *house) doors() []door {
 		{"SMTP, relay network, chunks", false, func(content string) (string, string) { return h.smtp(content, false, true) }},
 		{"SMTP, credential", true, func(content string) (string, string) { return h.smtp(content, true, false) }},
 		{"HTTP, whole message", true, h.http},
+		{"SQL", true, h.submit},
 	}
 }
 
@@ -163,6 +164,15 @@ func (h *house) post(kind, query, content string) (id, refusal string) {
 		return "", problem.Errors[0].Detail
 	}
 	return queueIDs.FindString(string(body)), ""
+}
+
+func (h *house) submit(content string) (id, refusal string) {
+	h.t.Helper()
+	err := h.sql.QueryRow(h.t.Context(), "SELECT postrider.submit('app@acme.example', '{b@example.org,c@example.org}', $1::bytea)::text", []byte(content)).Scan(&id)
+	if err != nil {
+		return "", err.Error()
+	}
+	return id, ""
 }
 
 var (

@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/postrider/postrider/pkg/bus"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/store"
+	"github.com/postrider/postrider/pkg/telemetry"
 )
 
 const (
@@ -37,7 +40,7 @@ const (
 
 // Run looks after time until ctx is done, and returns nil.
 func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
-	s := &scheduler{cfg: cfg, db: db, nc: nc, metrics: newMetrics(), wake: make(chan struct{}, 1)}
+	s := &scheduler{tracer: telemetry.Tracer("scheduler"), cfg: cfg, db: db, nc: nc, metrics: newMetrics(), wake: make(chan struct{}, 1)}
 	defer s.metrics.unregister()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchBus(ctx) })
@@ -58,6 +61,7 @@ func Run(ctx context.Context, cfg Config, db *store.Store, nc *bus.Bus) error {
 }
 
 type scheduler struct {
+	tracer  trace.Tracer
 	cfg     Config
 	db      *store.Store
 	nc      *bus.Bus
@@ -106,6 +110,9 @@ func (s *scheduler) unring(ctx context.Context) error {
 // ring publishes hints for recipients that are due: arm, commit, publish.
 func (s *scheduler) ring(ctx context.Context) error {
 	for range pages {
+		if err := s.adopt(ctx); err != nil {
+			return err
+		}
 		if !s.nc.Up() {
 			return nil // without the bus, resolvers take from Postgres
 		}
@@ -128,6 +135,27 @@ func (s *scheduler) ring(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// adopt logs what was submitted by SQL and begins its trace, as ingress does
+// for the rest. A message that is committed in the middle of a step may be
+// rung for before that: what comes of it is in a trace of its own then.
+func (s *scheduler) adopt(ctx context.Context) error {
+	subs, err := s.db.TakeSubmitted(ctx, page)
+	if err != nil || len(subs) == 0 {
+		return err
+	}
+	for _, sub := range subs {
+		ctx, span := s.tracer.Start(telemetry.Continue(context.Background(), sub.Traceparent), "submit.accept",
+			trace.WithTimestamp(sub.AcceptedAt), trace.WithSpanKind(trace.SpanKindServer))
+		if span.IsRecording() {
+			span.SetAttributes(attribute.String("queue_id", sub.ID.String()), attribute.Int("recipients", len(sub.Recipients)), attribute.String("protocol", sub.Client.Protocol))
+		}
+		sub.Traceparent = telemetry.Traceparent(ctx)
+		span.End()
+		telemetry.Accepted(sub)
+	}
+	return s.db.SetTraceparents(ctx, subs)
 }
 
 func recipients(queued []mail.QueuedMessage) int64 {
