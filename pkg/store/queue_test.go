@@ -40,8 +40,8 @@ func TestRing(t *testing.T) {
 	if n := len(f.ring(t, store.RingOptions{OldestHint: time.Now().Add(-time.Hour)})); n != 0 {
 		t.Error("rung although its hint may still wait on the bus")
 	}
-	if !one[bool](t, f, "SELECT next_attempt_at > now() + interval '1 hour' FROM recipients") {
-		t.Error("a late hint was not pushed on by the length of the backlog")
+	if !one[bool](t, f, "SELECT next_attempt_at BETWEEN now() + interval '2 seconds' AND now() + interval '5 seconds' FROM recipients") {
+		t.Error("a late hint is not looked at again 10 seconds after it was published")
 	}
 	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '1 second'")
 	if n := len(f.ring(t, store.RingOptions{OldestHint: time.Now()})); n != 1 {
@@ -49,6 +49,57 @@ func TestRing(t *testing.T) {
 	}
 	if n := len(f.ring(t, store.RingOptions{})); n != 0 {
 		t.Error("rung twice: it was not armed again")
+	}
+}
+
+// A lost hint is repeated although older ones still wait: those of a worker
+// that is slow. Time is moved by moving the rows.
+func TestLostHintBesideASlowWorker(t *testing.T) {
+	f := setup(t)
+	f.accept(t, submission(1))
+	const step = 500 * time.Millisecond
+	var rung []time.Duration
+	for now := time.Duration(0); now <= 100*time.Second; now += step {
+		if len(f.ring(t, store.RingOptions{OldestHint: time.Now().Add(-15 * time.Second)})) > 0 {
+			rung = append(rung, now)
+		}
+		f.exec(t, "UPDATE recipients SET next_attempt_at = next_attempt_at - $1::interval, rung_at = rung_at - $1::interval", step)
+	}
+	if len(rung) == 0 || rung[0] < 9*time.Second || rung[0] > 12*time.Second {
+		t.Fatalf("a hint that may wait behind others was repeated after %v, want once after 10 s, and less and less often", rung)
+	}
+	// Out for longer than what waits, it is lost for sure, each time.
+	for i := 1; i < len(rung); i++ {
+		if d := rung[i] - rung[i-1]; d < store.Rearm || d > 15*time.Second {
+			t.Errorf("repeated after %v: %v after the time before", rung, d)
+		}
+	}
+}
+
+// In a backlog hints are repeated less and less often, and few at a time, those
+// that have been out the longest first.
+func TestBacklogIsNotFed(t *testing.T) {
+	f := setup(t)
+	var subs []*mail.Submission
+	for range 300 {
+		subs = append(subs, submission(1))
+	}
+	lost := submission(1)
+	f.accept(t, append(subs, lost)...)
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now() - interval '10 seconds'")
+	f.exec(t, "UPDATE recipients SET next_attempt_at = now(), rung_at = now() - interval '30 seconds' WHERE queue_id = $1", lost.ID)
+	ring, looked, err := f.Ring(t.Context(), store.RingOptions{Limit: 1000, OldestHint: time.Now().Add(-time.Minute)})
+	if err != nil || looked != 301 || len(ring) != 100 {
+		t.Fatalf("%d of %d were rung, %v; want 100 of 301", len(ring), looked, err)
+	}
+	if !slices.ContainsFunc(ring, func(m mail.QueuedMessage) bool { return m.ID == lost.ID }) {
+		t.Error("the one that has been out the longest was not rung")
+	}
+	if n := one[int](t, f, "SELECT count(*) FROM recipients WHERE next_attempt_at < now() + interval '5 seconds'"); n != 0 {
+		t.Errorf("%d are looked at again within 5 s", n)
+	}
+	if !one[bool](t, f, "SELECT next_attempt_at > now() + interval '25 seconds' FROM recipients WHERE queue_id = $1", lost.ID) {
+		t.Error("what was out for 30 seconds is repeated sooner than after as long again")
 	}
 }
 

@@ -15,17 +15,30 @@ import (
 type RingOptions struct {
 	Limit int // of recipients, at least 1
 
-	// OldestHint is the age of the oldest hint that still waits on the bus;
-	// zero if none does. A recipient that was rung after it is not rung
-	// again: its hint is late, not lost.
+	// OldestHint is when the oldest hint was published that still waits on the
+	// bus; zero if none does. The hint of a recipient that was rung after it may
+	// wait too: it is late, not lost, and only repeated after late.
 	OldestHint time.Time
 }
 
-// A hint that is late is looked at again after twice the time that the
-// oldest hint has waited, so that a long backlog costs few updates.
+const (
+	// late is how long a hint may be on its way before it is repeated: another
+	// one that is older shows only that somebody is slow, not where this one is.
+	late = 10 * time.Second
+	// maxRepeats bounds the hints that one call repeats, so that a backlog does
+	// not feed itself. Those that have been out the longest go first: where all
+	// wait for long, one that was lost has waited longest.
+	maxRepeats = 100
+)
+
+// What is late is looked at again at the end of that time. Of what is repeated
+// the next repetition comes after twice as long, and of what finds no room
+// the next look after half as long again: a long backlog costs few updates and
+// few hints.
 const ringRows = `WITH due AS (
     SELECT r.queue_id, r.recipient_no,
-           r.rung AND r.next_attempt_at - $3::interval >= $2::timestamptz - interval '2 seconds' AS late
+           CASE WHEN r.rung AND coalesce(r.rung_at, r.next_attempt_at - $3::interval) >= $2::timestamptz - interval '2 seconds'
+                THEN coalesce(r.rung_at, r.next_attempt_at - $3::interval) END AS out_since
     FROM recipients r
     WHERE r.next_attempt_at <= now()
       AND r.state = 'queued' AND r.worker_id IS NULL AND r.slot IS NULL
@@ -33,14 +46,23 @@ const ringRows = `WITH due AS (
     ORDER BY r.next_attempt_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED),
+decided AS (
+    SELECT d.*, d.out_since IS NOT NULL
+           AND (d.out_since > now() - $4::interval OR row_number() OVER (ORDER BY d.out_since) > $5) AS skip
+    FROM due d),
 rung AS (
     UPDATE recipients r
     SET rung = true,
-        next_attempt_at = now() + $3::interval + CASE WHEN d.late THEN 2 * (now() - $2::timestamptz) ELSE interval '0' END
-    FROM due d
+        rung_at = d.out_since,
+        next_attempt_at = CASE
+            WHEN d.out_since IS NULL THEN now() + $3::interval
+            WHEN NOT d.skip THEN now() + least(now() - d.out_since, interval '2 minutes')
+            WHEN d.out_since > now() - $4::interval THEN d.out_since + $4::interval
+            ELSE now() + least((now() - d.out_since) / 2, interval '2 minutes') END
+    FROM decided d
     WHERE r.queue_id = d.queue_id AND r.recipient_no = d.recipient_no
-    RETURNING d.late, r.*)
-SELECT c.late, ` + pendingColumns + `, ` + messageColumns + `
+    RETURNING d.skip, r.*)
+SELECT c.skip, ` + pendingColumns + `, ` + messageColumns + `
 FROM rung c
 JOIN messages m ON m.queue_id = c.queue_id
 ORDER BY m.priority DESC, c.queue_id, c.recipient_no`
@@ -53,7 +75,7 @@ func (s *Store) Ring(ctx context.Context, o RingOptions) (ring []mail.QueuedMess
 	if oldest.IsZero() {
 		oldest = time.Now().Add(time.Hour) // no hint waits: none is late
 	}
-	rows, err := s.plain.Query(ctx, ringRows, o.Limit, oldest, Rearm)
+	rows, err := s.plain.Query(ctx, ringRows, o.Limit, oldest, Rearm, late, maxRepeats)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ring: %w", err)
 	}

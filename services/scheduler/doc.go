@@ -52,7 +52,9 @@
 //
 // A recipient is inserted armed: its hint is published by whoever accepted it,
 // and only when that hint had no effect for a while is it rung here. A hint
-// that may still wait on the bus is late, not lost, and is not repeated.
+// that may still wait on the bus, because an older one does, is late, not lost:
+// it is repeated 10 s after it was published, few at a time, and then after
+// twice as long each time.
 //
 // Flow: rows are rung page by page as long as the resolvers keep up. When the
 // oldest hint has waited for a second, one page per round keeps retries

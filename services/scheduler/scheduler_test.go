@@ -286,15 +286,40 @@ func TestLostHintIsRungAgainAndALateOneIsNot(t *testing.T) {
 	}
 }
 
+// A worker that is slow keeps hints on the bus that are older than any other.
+// One that was lost is rung all the same.
+func TestLostHintBesideASlowWorker(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.listen(t)
+	eventually(t, "the bus is up", w.nc.Up)
+	other := submission(1, time.Now())
+	publish := func() bool {
+		return w.nc.PublishReady(t.Context(), 9, []*mail.DeliveryRequest{request(other, 1)}) == nil
+	}
+	eventually(t, "a hint waits for the worker", publish)
+	sub := submission(1, time.Now()) // whoever accepted it did not publish its hint
+	w.accept(t, sub)
+	began := time.Now()
+	w.start(t)
+	eventually(t, "the hint is repeated", func() bool {
+		publish() // there is always an old one
+		least, _ := w.rung(sub)
+		return least > 0
+	})
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("a lost hint was repeated after %v, want 15 s at most", d)
+	}
+}
+
 func TestLossOfTheBusRingsEverythingAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	var subs []*mail.Submission
 	for range 50 {
-		subs = append(subs, submission(30, time.Now())) // more than a page, all armed
+		subs = append(subs, submission(30, time.Now().Add(5*time.Minute))) // more than a page, armed for longer than the test
 	}
 	w.accept(t, subs...)
-	w.start(t)
 	w.start(t)
 	eventually(t, "the bus is up", w.nc.Up)
 	w.nats.Restart(true)
