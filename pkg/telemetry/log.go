@@ -13,7 +13,8 @@ import (
 )
 
 // NewLogHandler returns the handler of every log line: JSON, one line each,
-// with the trace and span of the context when there are any.
+// with the trace and span of the context when there are any. Durations have
+// their unit: "1.5s".
 func NewLogHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	return traced{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})}
 }
@@ -24,11 +25,42 @@ func (h traced) Handle(ctx context.Context, r slog.Record) error {
 	if sc := trace.SpanContextFromContext(ctx); sc.IsValid() && !isMailEvent(ctx) {
 		r.AddAttrs(slog.String("trace_id", sc.TraceID().String()), slog.String("span_id", sc.SpanID().String()))
 	}
+	if hasDuration(&r) {
+		said := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+		r.Attrs(func(a slog.Attr) bool {
+			said.AddAttrs(withUnit(a))
+			return true
+		})
+		r = said
+	}
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h traced) WithAttrs(attrs []slog.Attr) slog.Handler { return traced{h.Handler.WithAttrs(attrs)} }
-func (h traced) WithGroup(name string) slog.Handler       { return traced{h.Handler.WithGroup(name)} }
+func (h traced) WithAttrs(attrs []slog.Attr) slog.Handler {
+	said := make([]slog.Attr, len(attrs))
+	for i, a := range attrs {
+		said[i] = withUnit(a)
+	}
+	return traced{h.Handler.WithAttrs(said)}
+}
+
+func (h traced) WithGroup(name string) slog.Handler { return traced{h.Handler.WithGroup(name)} }
+
+func hasDuration(r *slog.Record) (found bool) {
+	r.Attrs(func(a slog.Attr) bool {
+		found = a.Value.Kind() == slog.KindDuration
+		return !found
+	})
+	return found
+}
+
+// withUnit returns a duration as text: JSON would have a number of nanoseconds.
+func withUnit(a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
 
 // mailEvent marks the context of a line that names its trace itself.
 type mailEvent struct{}

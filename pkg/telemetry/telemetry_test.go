@@ -290,6 +290,17 @@ func TestRefusedTellsWhoAndWhy(t *testing.T) {
 	}
 }
 
+func TestDurationsInTheLogHaveAUnit(t *testing.T) {
+	var buf bytes.Buffer
+	l := slog.New(NewLogHandler(&buf, slog.LevelInfo)).With("every", 400*time.Millisecond)
+	l.Info("x", "n", 3, "left", 1500*time.Millisecond)
+	for _, want := range []string{`"every":"400ms"`, `"left":"1.5s"`, `"n":3`} {
+		if !strings.Contains(buf.String(), want) {
+			t.Errorf("the line %s lacks %s", buf.String(), want)
+		}
+	}
+}
+
 func TestLogLinesCarryTheTraceOfTheirContext(t *testing.T) {
 	buf := capture(t, slog.LevelInfo)
 	ctx := trace.ContextWithRemoteSpanContext(t.Context(), trace.SpanContextFromContext(Continue(t.Context(), parentText)))

@@ -165,6 +165,6 @@ func (s *site) abandon() {
 func (l *lane) servesOn(used int) bool {
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
-	return !l.closed && used < l.limits.MessagesPerConnection && l.open <= l.concurrency.Allowed() && !slices.ContainsFunc(l.joints, (*joint).crowded) &&
+	return !l.closed && used < l.limits.MessagesPerConnection && l.inUse() <= l.concurrency.Allowed() && !slices.ContainsFunc(l.joints, (*joint).crowded) &&
 		l.site.openIsFair(len(l.site.sessions))
 }

@@ -92,6 +92,7 @@ type worker struct {
 	mu        sync.Mutex // guards all below
 	slots     [mail.Slots]slot
 	sites     map[sitePart]*site
+	remnants  map[sitePart][]*site // as they were when their slot was lost
 	divisions mail.Divisions
 
 	shareNow chan struct{} // holds at most one signal
@@ -132,6 +133,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			broken:      &brokenTLS{store: db},
 			tlsReports:  newTLSReports(db),
 			sites:       map[sitePart]*site{},
+			remnants:    map[sitePart][]*site{},
 			joints:      map[string]*joint{},
 		}
 		w.claims = newBatcher(claimBatch, w.claim)
@@ -189,7 +191,7 @@ func (w *worker) live(ctx context.Context) error {
 			// Nothing that we hold is ours any more, and nothing new begins: not
 			// even to end at once, again and again, until the lease is over.
 			stop(err)
-			h.lose(h.slotsIn(ours, leaving))
+			h.lose(h.slotsIn(ours, leaving), "this worker was declared dead")
 			cutWork()
 			cutKeep()
 		}

@@ -112,7 +112,7 @@ func (s *site) survey(now time.Time) (found bool) {
 		if !l.mayBegin(now) {
 			continue
 		}
-		if l.open < l.concurrency.Allowed() {
+		if l.inUse() < l.concurrency.Allowed() {
 			at, ok := l.nextConnection(now)
 			l.openable = s.notBefore(now, at, ok) && !l.isAhead(&l.connections, now) && !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayConnect(s) })
 		}
@@ -131,7 +131,7 @@ func (s *site) survey(now time.Time) (found bool) {
 func (s *site) makePlace() {
 	whole := !s.mayOpen()
 	for _, l := range s.lanes {
-		if len(l.idle) == 0 || !whole && l.open < l.concurrency.Allowed() {
+		if len(l.idle) == 0 || !whole && l.inUse() < l.concurrency.Allowed() {
 			continue
 		}
 		if s.ready.has(func(j *job) bool { return whole || s.turn(j.flow.pool).may(l, j) }) {
@@ -240,6 +240,13 @@ func (s *site) leave(ss *session) bool {
 
 // ended says that a session has closed its connection.
 func (s *site) ended(ss *session) {
+	if s.end(ss) {
+		s.home.remnantEnded(s)
+	}
+}
+
+// end is ended for the site itself; it reports whether it has stopped.
+func (s *site) end(ss *session) (stopped bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ss.lane.open--
@@ -249,6 +256,7 @@ func (s *site) ended(ss *session) {
 	}
 	s.home.opened.Add(-1)
 	s.dispatch()
+	return s.stopped
 }
 
 // mailOver says that the reply to MAIL was read, or that the transaction

@@ -339,7 +339,7 @@ func (s *site) keeps(now time.Time) bool {
 		return full.IsUnlimited() || w.Counted(now) <= p.Count(full.Events)
 	}
 	for _, l := range s.lanes {
-		if l.open > p.Count(l.full.Connections) || !within(&l.messages, l.full.MessageRate) ||
+		if l.inUse() > p.Count(l.full.Connections) || !within(&l.messages, l.full.MessageRate) ||
 			!within(&l.connections, l.full.ConnectionRate) || !within(&l.warming, l.fullWarming) {
 			return false
 		}

@@ -39,7 +39,8 @@
 //
 // shared.go and joint.go keep the limits that sites share by name, of which
 // each worker holds a portion. source.go knows the sources and pools and how each is reached
-// (internal/egress). home.go keeps the leases, moves.go moves slots; sites.go, save.go
+// (internal/egress). home.go keeps the leases, moves.go moves slots, remnants.go counts what
+// lost ones have left open; sites.go, save.go
 // and remember.go hand what a site remembers to its next home; delivery.go puts
 // the parts together.
 //
@@ -126,6 +127,11 @@
 // nothing here can: until it goes on, or the remote host drops them, that host
 // may see them beside those of the next home. Nothing is sent on them: the
 // lease is looked at before each transaction and before the final dot.
+//
+// Nor does a worker that is cut off from Postgres close a connection on which
+// a host says nothing to a final dot: to break it off may make a duplicate. If
+// another worker takes the slot, that host may see it beside those of the next
+// home.
 //
 // More sites that crawl than there are connections hold all of them.
 //

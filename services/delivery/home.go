@@ -72,6 +72,8 @@ type homes struct {
 	live         []mail.WorkerID // as of the last renewal
 	renewed      []int16         // as of the last renewal, which was asked for then
 	renewedAt    time.Time
+	renewErr     error     // of the last renewal
+	backAt       time.Time // when the lease on the slots was last renewed that had ended
 	othersEnd    time.Time // when the first of the others is none any more, unless it renews
 	drains       sync.Map  // the workers that are being drained
 	leavingSince time.Time // when slots were last begun to be given up
@@ -145,8 +147,8 @@ func (h *homes) renew() error {
 	defer cancel()
 	asked := time.Now()
 	got, err := h.store.Renew(ctx, h.id, store.Terms{Claims: h.config.Lease, Slots: h.config.HomeLease})
-	if err != nil {
-		slog.Warn("lease not renewed", "worker_id", h.id, "left", h.lease.left(), "error", err)
+	if h.renewErr = err; err != nil {
+		slog.Warn("lease not renewed", "worker_id", h.id, "left", h.tenure.left().Round(time.Millisecond), "error", err)
 		return nil
 	}
 	if got.Gone {
@@ -156,6 +158,7 @@ func (h *homes) renew() error {
 	h.lease.extend(asked.Add(h.config.Lease))
 	if h.tenure.left() <= 0 {
 		h.voidShares()
+		h.backAt = asked
 	}
 	h.tenure.extend(asked.Add(h.config.HomeLease))
 	h.renewed, h.renewedAt = got.Slots, asked
@@ -175,16 +178,16 @@ func (h *homes) renew() error {
 			lost = append(lost, slot)
 		}
 	}
-	h.lose(lost)
+	h.lose(lost, "Postgres says that their lease has ended")
 	h.releaseStrays(ctx, got.Slots)
 	return nil
 }
 
 // releaseStrays frees slots that Postgres takes for ours and that we do not
-// serve, because an answer of Postgres was lost. Those that still have a
-// connection of ours are renewed until it has ended.
+// serve, because an answer of Postgres was lost. Those in which sessions of
+// ours are about to end are renewed until they have.
 func (h *homes) releaseStrays(ctx context.Context, renewed []int16) {
-	known := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
+	known := append(h.slotsIn(ours, leaving), h.slotsBeingCut()...)
 	strays := slices.DeleteFunc(slices.Clone(renewed), func(slot int16) bool { return slices.Contains(known, slot) })
 	if len(strays) == 0 || h.moving {
 		return
@@ -200,15 +203,15 @@ func (h *homes) endLease() {
 	if h.tenure.left() > 0 {
 		return
 	}
-	h.lose(h.slotsIn(ours, leaving))
+	h.lose(h.slotsIn(ours, leaving), "the lease could not be renewed in time")
 }
 
 // lose forgets slots that have, or may soon have, another home.
-func (h *homes) lose(slots []int16) {
+func (h *homes) lose(slots []int16, why string) {
 	if len(slots) == 0 {
 		return
 	}
-	slog.Warn("slots lost", "worker_id", h.id, "slots", len(slots))
+	slog.Warn("slots lost", "worker_id", h.id, "slots", len(slots), "reason", why, "renewed_ago", time.Since(h.renewedAt).Round(time.Millisecond), "error", h.renewErr)
 	h.setTenure(slots, away)
 	h.stopSites(slots)
 	for _, s := range h.sitesIn(slots) {

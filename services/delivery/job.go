@@ -107,7 +107,7 @@ func split(request *mail.DeliveryRequest, b bounds) []*job {
 // with returns a job like j for some of its recipients, without its content.
 func (j *job) with(recipients []mail.Pending) *job {
 	part, again := *j.request, *j
-	again.load = nil
+	again.load, again.tried = nil, slices.Clone(j.tried)
 	part.Recipients = recipients
 	again.request = &part
 	return &again

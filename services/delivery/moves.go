@@ -37,9 +37,10 @@ func (h *homes) move(ctx context.Context, within time.Duration, step func(contex
 
 // take becomes the home of up to n slots that have none.
 func (h *homes) take(n int) {
-	held := append(h.slotsIn(ours, leaving), h.slotsStillOpen()...)
+	held := append(h.slotsIn(ours, leaving), h.slotsBeingCut()...)
+	others := time.Since(h.backAt) > h.config.HomeLease/2 // else they may be about to take back what they lost as we did
 	h.move(h.taking, storeWithin, func(ctx context.Context) func() {
-		t, err := h.taken(ctx, n, held)
+		t, err := h.taken(ctx, n, held, others)
 		if err != nil {
 			if h.taking.Err() == nil {
 				slog.Warn("slots not taken", "worker_id", h.id, "error", err)
@@ -58,21 +59,27 @@ type takeover struct {
 	at     time.Time // they were ours before
 }
 
-// taken takes up to n free slots, but for those that are held.
-func (h *homes) taken(ctx context.Context, n int, held []int16) (t takeover, err error) {
+// taken takes up to n free slots, but for those that are held. Those that this
+// worker had last come first: connections of its own may still be open there.
+func (h *homes) taken(ctx context.Context, n int, held []int16, others bool) (t takeover, err error) {
 	if t.before, err = h.store.SlotHomes(ctx); err != nil {
 		return t, err
 	}
-	var want []int16
+	var want, more []int16
 	for i := range t.before {
 		// Begin at a different slot than the others, so that workers that
 		// start together do not all want the same ones.
 		slot := int16((i + int(h.id)*mail.Slots/8) % mail.Slots)
-		if !t.before[slot].Live && !slices.Contains(held, slot) && len(want) < n {
+		switch home := t.before[slot]; {
+		case home.Live || slices.Contains(held, slot):
+		case home.Worker == h.id:
 			want = append(want, slot)
+		case others || home.Left:
+			more = append(more, slot)
 		}
 	}
-	if len(want) == 0 {
+	want = append(want, more...)
+	if want = want[:min(n, len(want))]; len(want) == 0 {
 		return t, nil
 	}
 	if t.slots, err = h.store.TakeSlots(ctx, h.id, h.config.HomeLease, want); err != nil || len(t.slots) == 0 {
@@ -145,12 +152,11 @@ func (h *homes) release() {
 	var states []store.SiteState
 	var left []*site
 	for _, slot := range h.slotsIn(leaving) {
-		sites := h.sitesIn([]int16{slot})
-		if slices.ContainsFunc(sites, (*site).busy) {
+		if h.isOpen(slot) {
 			continue
 		}
 		free = append(free, slot)
-		for _, s := range sites {
+		for _, s := range h.sitesIn([]int16{slot}) {
 			if s.isKnown() { // else what the home before saved stands
 				states, left = append(states, s.save(true)), append(left, s)
 			}

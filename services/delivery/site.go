@@ -55,6 +55,7 @@ type site struct {
 	wake           time.Time // the earliest moment at which a limit allows more
 	wakeUp         *time.Timer
 	before         predecessor
+	remnants       []*site // that were busy when this one was made
 }
 
 // learn takes over the values for the domain of a request, before any of it

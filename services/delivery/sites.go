@@ -57,7 +57,7 @@ func (w *worker) newSite(part sitePart, in *slot) *site {
 		limits: v.Limits, named: map[mail.Domain]*mail.Route{}, idleTimeout: v.IdleTimeout, longest: v.RetrySchedule.Next(0, evenly),
 		turns: map[string]*turn{}, sessions: map[*session]bool{}, failures: failures{},
 	}
-	s.from = s.slot
+	s.from, s.remnants = s.slot, slices.Clone(w.remnants[part])
 	s.passive = !s.division.Takes(s.slot)
 	s.relimit()
 	saved := in.saved[name]
@@ -72,6 +72,8 @@ func (w *worker) newSite(part sitePart, in *slot) *site {
 func (w *worker) welcome(slots []int16, before [mail.Slots]store.Home, states []store.SiteState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.leaveRemnants(slots)
+	w.forgetRemnants()
 	for _, n := range slots {
 		w.slots[n] = slot{tenure: ours, takenAt: time.Now(), before: before[n].Worker, orderly: before[n].Left, saved: map[mail.Site]store.SiteState{}}
 	}
@@ -148,20 +150,22 @@ func (w *worker) forgetStopped() {
 			delete(w.sites, part)
 		}
 	}
+	w.forgetRemnants()
 }
 
-// slotsStillOpen returns the slots that are away and still have connections
-// of ours: they must not come back before those have ended, because a new
-// home counts from zero.
-func (w *worker) slotsStillOpen() (open []int16) {
+// slotsBeingCut returns the slots that are away and in which sessions of ours
+// are about to end: they must not come back before, because a new home counts
+// what these did as over. A session that waits for the answer to a final dot
+// may take long, and is counted.
+func (w *worker) slotsBeingCut() (cutting []int16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.sites {
-		if w.slots[s.slot].tenure == away {
-			open = append(open, s.slot)
+		if w.slots[s.slot].tenure == away && s.isCutting() {
+			cutting = append(cutting, s.slot)
 		}
 	}
-	return open
+	return cutting
 }
 
 // forgetQuiet drops the sites that have nothing to do and to remember.
