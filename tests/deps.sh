@@ -3,8 +3,8 @@
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
 # Python, msmtp, curl and Node.js as real clients, Dovecot for LMTP and SASL,
 # Exim and OpenSMTPD as other mail servers (unpack.sh), Unbound and a signer of
-# zones for DNSSEC, dkimpy as another verifier of DKIM, and a C compiler for the
-# race detector. As root on Debian or Ubuntu it installs what is missing;
+# zones for DNSSEC, dkimpy as another verifier of DKIM, Sisimai and flufl.bounce
+# as readers of reports, and a C compiler for the race detector. As root on Debian or Ubuntu it installs what is missing;
 # otherwise it says so and fails. Servers that the packages would start are not
 # started: tests start their own.
 set -eu
@@ -28,6 +28,8 @@ missing() {
 	have unbound || echo unbound
 	have ldns-signzone || echo ldnsutils
 	have dkimverify || echo python3-dkim
+	perl -MSisimai -e 1 2> /dev/null || echo libsisimai-perl
+	/usr/bin/python3 -c 'import flufl.bounce' 2> /dev/null || echo python3-flufl.bounce
 }
 
 # What is there beside packages, each in a folder of its own that is complete.

@@ -280,7 +280,7 @@ func TestOneReportForRecipientsThatFailTogether(t *testing.T) {
 	for _, want := range []string{
 		"To: <alice@sender.example>\r\n", "<bob1@remote.example>", "<bob2@remote.example>", "<bob3@remote.example>",
 		"Original-Envelope-Id: order-17\r\n", "In-Reply-To: <order-17@sender.example>\r\n", "Subject: Your order\r\n",
-		"Diagnostic-Code: smtp; 550 5.1.1 No such user here\r\n", "Remote-MTA: dns; mx1.remote.example\r\n",
+		"Diagnostic-Code: smtp; 550 5.1.1 No such user here\r\n (in reply to RCPT command)\r\n", "Remote-MTA: dns; mx1.remote.example\r\n",
 	} {
 		if !strings.Contains(content, want) {
 			t.Errorf("the report lacks %q:\n%s", want, content)

@@ -97,6 +97,7 @@ func wanted(in store.ReportInput) []dsn.Recipient {
 			Action:    action(r.State),
 			Status:    parseStatus(r.Status),
 			Reply:     r.Reply,
+			Phase:     r.Phase,
 			Host:      r.Host,
 		}
 		// An operator's word or our own shutdown is no attempt.

@@ -34,6 +34,7 @@ type Recipient struct {
 	Action        mail.Action       // Relayed, Delayed, Failed or Expired
 	Status        mail.EnhancedCode // zero: one is made up from the action
 	Reply         mail.Reply        // zero Code: no remote host spoke, and Lines says what happened
+	Phase         mail.Phase        // at which the reply was given; "" if that is not known
 	Host          string            // that gave the reply; "" if none was involved
 	LastAttemptAt time.Time         // zero: there was no attempt
 }

@@ -61,6 +61,7 @@ func plain(t testing.TB) *Report {
 			Action:        mail.Failed,
 			Status:        mail.EnhancedCode{Class: 5, Subject: 1, Detail: 1},
 			Reply:         reply(550, "5.1.1", "No such user here", "See https://remote.example/why"),
+			Phase:         mail.PhaseRcpt,
 			Host:          "mx1.remote.example",
 			LastAttemptAt: attempted,
 		}},

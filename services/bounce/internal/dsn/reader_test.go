@@ -244,7 +244,7 @@ func TestRemoteWordsSurvive(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := new(mime.WordDecoder).DecodeHeader(fields.Get("Diagnostic-Code"))
-	if want := "smtp; 550 5.1.1 " + words; err != nil || got != want {
+	if want := "smtp; 550 5.1.1 " + words + " (in reply to RCPT command)"; err != nil || got != want {
 		t.Errorf("Diagnostic-Code decodes to %q (%v), want %q", got, err, want)
 	}
 }

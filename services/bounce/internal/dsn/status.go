@@ -52,6 +52,9 @@ func (w writer) recipient(b *strings.Builder, rcpt *Recipient) {
 	}
 	if diagnostic := w.diagnostic(rcpt.Reply); diagnostic != "" {
 		b.WriteString(fold("Diagnostic-Code: ", " ", diagnostic))
+		if to := rcpt.command(); to != "" {
+			b.WriteString(" " + to + "\r\n") // whole, for those who read by line
+		}
 	}
 	if !rcpt.LastAttemptAt.IsZero() {
 		b.WriteString("Last-Attempt-Date: " + date(rcpt.LastAttemptAt) + "\r\n")
@@ -59,6 +62,25 @@ func (w writer) recipient(b *strings.Builder, rcpt *Recipient) {
 	if rcpt.Action == mail.Delayed && !rcpt.ExpiresAt.IsZero() {
 		b.WriteString("Will-Retry-Until: " + date(rcpt.ExpiresAt) + "\r\n")
 	}
+}
+
+// inReplyTo are the commands that a remote host can answer: software that
+// reads reports tells by them whether a refusal is about the recipient or
+// about the message. Sisimai looks for the verb alone, so MAIL and RCPT stand
+// without the FROM and TO that Postfix gives them.
+var inReplyTo = map[mail.Phase]string{
+	mail.PhaseHello: "EHLO", mail.PhaseStartTLS: "STARTTLS", mail.PhaseAuth: "AUTH", mail.PhaseMail: "MAIL",
+	mail.PhaseRcpt: "RCPT", mail.PhaseData: "DATA", mail.PhaseBody: "end of DATA", mail.PhaseDot: "end of DATA",
+}
+
+// command says what the remote host answered; "" if it did not, or if it took
+// the message.
+func (rcpt *Recipient) command() string {
+	to := inReplyTo[rcpt.Phase]
+	if to == "" || rcpt.Reply.Code == 0 || rcpt.Reply.Positive() {
+		return ""
+	}
+	return "(in reply to " + to + " command)"
 }
 
 // diagnostic returns what the remote host said, or what we say in its place.

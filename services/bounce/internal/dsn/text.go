@@ -82,6 +82,9 @@ func tell(b *strings.Builder, rcpts []*Recipient) {
 		for _, line := range replyLines(rcpt.Reply) {
 			b.WriteString(fold("      ", "      ", line))
 		}
+		if to := rcpt.command(); to != "" {
+			b.WriteString("    " + to + "\r\n")
+		}
 		b.WriteString("\r\n")
 	}
 }
