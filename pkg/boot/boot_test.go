@@ -266,9 +266,13 @@ func TestHealth(t *testing.T) {
 	p.ReadyWhen("postgres", func(context.Context) error { return failing })
 	p.ReadyWhen("bus", func(context.Context) error { return nil })
 	want(200, "ok")
+	p.AlsoTell("bus", func(context.Context) error { return failing })
 	failing = errors.New("connection refused")
 	want(503, "postgres: connection refused")
+	p.http.checks = p.http.checks[1:]
+	want(200, "ok\nbus: connection refused")
 	failing = nil
+	want(200, "ok")
 	p.ReadyWhen("slow", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	want(503, "slow: context deadline exceeded")
 	h.drain()

@@ -50,6 +50,14 @@ func (p *Process) ReadyWhen(name string, check func(context.Context) error) {
 	p.http.checks = append(p.http.checks, namedCheck{name, check})
 }
 
+// AlsoTell adds a check of something that the process can work without: when
+// it fails /readyz says so and stays 200.
+func (p *Process) AlsoTell(name string, check func(context.Context) error) {
+	p.http.mu.Lock()
+	defer p.http.mu.Unlock()
+	p.http.told = append(p.http.told, namedCheck{name, check})
+}
+
 // Ready returns nil when all checks pass, else what they say.
 func (p *Process) Ready(ctx context.Context) error { return p.http.ready(ctx) }
 
@@ -63,8 +71,9 @@ type namedCheck struct {
 
 // health serves the HTTP endpoints of the process.
 type health struct {
-	mu       sync.Mutex // guards checks and draining
+	mu       sync.Mutex // guards what follows
 	checks   []namedCheck
+	told     []namedCheck
 	draining bool
 
 	listener net.Listener // nil before serve; both are set once, before run goes on
@@ -86,6 +95,12 @@ func (h *health) serve(address string, metrics http.Handler) error {
 			return
 		}
 		fmt.Fprintln(w, "ok")
+		h.mu.Lock()
+		told := h.told
+		h.mu.Unlock()
+		if err := run(r.Context(), told); err != nil {
+			fmt.Fprintln(w, err)
+		}
 	})
 	mux.Handle("GET /metrics", metrics)
 	h.listener = l
@@ -105,7 +120,7 @@ func (h *health) drain() {
 	h.draining = true
 }
 
-// ready runs all checks at once.
+// ready runs all checks.
 func (h *health) ready(ctx context.Context) error {
 	h.mu.Lock()
 	checks, draining := h.checks, h.draining
@@ -116,6 +131,11 @@ func (h *health) ready(ctx context.Context) error {
 	if len(checks) == 0 {
 		return errors.New("starting")
 	}
+	return run(ctx, checks)
+}
+
+// run runs checks at once, and returns what those say that fail.
+func run(ctx context.Context, checks []namedCheck) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	errs := make([]error, len(checks))

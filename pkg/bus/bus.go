@@ -18,6 +18,9 @@ import (
 // published; the rows are armed, so the scheduler rings them when due.
 var ErrDown = errors.New("the bus is down")
 
+// errNotYet says that no attempt to connect has failed or succeeded.
+var errNotYet = errors.New("not connected yet")
+
 const (
 	// inspectEvery is how often the streams are looked at when nothing
 	// happens. Disconnects are noticed at once.
@@ -55,6 +58,7 @@ type Bus struct {
 	mu         sync.Mutex // guards what follows
 	up         bool
 	why        error  // why not up
+	unmet      error  // of the last attempt to connect
 	logged     string // what was said of that
 	loggedAt   time.Time
 	period     context.Context // until up changes or the streams are made anew
@@ -78,7 +82,7 @@ func Connect(ctx context.Context, config Config, keys Keys) (*Bus, error) {
 		config: config.withDefaults(),
 		lost:   make(chan struct{}, 1),
 		look:   make(chan struct{}, 1),
-		why:    errors.New("not connected yet"),
+		why:    errNotYet,
 	}
 	b.period, b.endPeriod = context.WithCancel(context.Background())
 	b.endInspect = func() {}
@@ -132,6 +136,7 @@ func (b *Bus) options() []nats.Option {
 		}),
 		nats.ConnectHandler(look),
 		nats.ReconnectHandler(look),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.notConnected(err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { b.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			slog.Warn("bus: NATS reports an error", "error", err)
@@ -218,9 +223,21 @@ func (b *Bus) disconnected(err error) {
 	b.signer.renew()
 	b.setState(false, err, false)
 	b.mu.Lock()
+	b.unmet = nil
 	b.endInspect()
 	b.mu.Unlock()
 	b.wakeKeeper()
+}
+
+// notConnected is told why an attempt to connect failed.
+func (b *Bus) notConnected(err error) {
+	b.mu.Lock()
+	news := b.unmet == nil || b.unmet.Error() != err.Error()
+	b.unmet = err
+	b.mu.Unlock()
+	if news {
+		b.wakeKeeper()
+	}
 }
 
 // setState ends the period if the state differs or anew is set.
@@ -251,7 +268,7 @@ func (b *Bus) newTrouble(up bool, why error) bool {
 		return false
 	}
 	text := why.Error()
-	if text == b.logged || b.logged != "" && time.Since(b.loggedAt) < sayEvery {
+	if errors.Is(why, errNotYet) || text == b.logged || b.logged != "" && time.Since(b.loggedAt) < sayEvery {
 		return false
 	}
 	b.logged, b.loggedAt = text, time.Now()

@@ -16,9 +16,17 @@ const (
 	// says nothing, before another one gets it.
 	ackWait = 5 * time.Second
 	// batchFrames bounds the frames that one call of a handler takes: at most
-	// 1 MiB. As many are fetched ahead, and as many again wait in the client:
-	// enough to keep the handler busy, few enough to be handled within ackWait.
+	// 1 MiB. As many wait in the client.
 	batchFrames = 16
+	// pullFrames and pullBytes bound what is fetched ahead. When half of it has
+	// come more is asked for, so that a consumer far away gets some hundred
+	// frames in each round trip; few enough to be handled within ackWait, and
+	// at most 8 MiB in the client.
+	pullFrames = 128
+	pullBytes  = 2 << 20
+	// maxUnanswered bounds the frames that are in the hands of all consumers of
+	// a durable.
+	maxUnanswered = 16 << 10
 	// retryDelay is when a frame whose handler failed comes again. Meanwhile
 	// the consumer pauses for as long: what failed was our own Postgres, most
 	// likely.
@@ -90,6 +98,7 @@ func (b *Bus) subscription(stream, durable, subject string, options []Option) *s
 			FilterSubject: subject,
 			AckPolicy:     jetstream.AckExplicitPolicy,
 			AckWait:       ackWait,
+			MaxAckPending: maxUnanswered,
 			MaxDeliver:    -1, // see maxDeliveries: a frame that stays holds OldestHint back
 		},
 	}

@@ -93,11 +93,7 @@ func (k *keeper) inspect(ctx context.Context) {
 	b.mu.Unlock()
 	if status := b.nc.Status(); status != nats.CONNECTED {
 		k.waited = true
-		why := b.nc.LastError()
-		if why == nil {
-			why = errors.New("not connected")
-		}
-		b.setState(false, why, false)
+		b.setState(false, b.whyNotConnected(), false)
 		return
 	}
 	reconnects := b.nc.Stats().Reconnects
@@ -105,6 +101,9 @@ func (k *keeper) inspect(ctx context.Context) {
 	for _, want := range b.config.streams() {
 		created, err := k.ensure(ctx, want)
 		if err != nil {
+			if errors.Is(err, nats.ErrNoResponders) {
+				err = fmt.Errorf("the server has no JetStream, or its cluster no leader: %w", err)
+			}
 			if ctx.Err() == nil {
 				b.setState(false, fmt.Errorf("stream %s: %w", want.Name, err), false)
 			}
@@ -126,6 +125,19 @@ func (k *keeper) inspect(ctx context.Context) {
 	if lost {
 		b.signalLost()
 	}
+}
+
+// whyNotConnected returns what is known of the last attempt to connect.
+func (b *Bus) whyNotConnected() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch err := b.nc.LastError(); {
+	case b.unmet != nil:
+		return fmt.Errorf("not connected: %w", b.unmet)
+	case err != nil:
+		return fmt.Errorf("not connected: %w", err)
+	}
+	return errNotYet
 }
 
 // ensure makes the stream if it is missing and reports whether it is not the

@@ -104,7 +104,7 @@ func (s *session) start(ctx context.Context) (jetstream.ConsumeContext, error) {
 		}
 	}
 	consuming, err := consumer.Consume(arrive,
-		jetstream.PullMaxMessages(batchFrames),
+		jetstream.PullMaxMessagesWithBytesLimit(pullFrames, pullBytes),
 		jetstream.PullExpiry(30*time.Second),
 		jetstream.PullHeartbeat(5*time.Second),
 		jetstream.ConsumeErrHandler(fail))

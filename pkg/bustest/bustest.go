@@ -26,6 +26,24 @@ type Server struct {
 // of the test.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
+	return start(tb, func(*server.Options) {})
+}
+
+// StartWithPassword is Start for a server that wants a password of the user
+// "postrider". Its URL has none.
+func StartWithPassword(tb testing.TB, password string) *Server {
+	tb.Helper()
+	return start(tb, func(o *server.Options) { o.Username, o.Password = "postrider", password })
+}
+
+// StartWithoutJetStream is Start for a server that keeps no streams.
+func StartWithoutJetStream(tb testing.TB) *Server {
+	tb.Helper()
+	return start(tb, func(o *server.Options) { o.JetStream = false })
+}
+
+func start(tb testing.TB, change func(*server.Options)) *Server {
+	tb.Helper()
 	s := &Server{tb: tb, options: server.Options{
 		Host:      "127.0.0.1",
 		Port:      server.RANDOM_PORT,
@@ -34,6 +52,7 @@ func Start(tb testing.TB) *Server {
 		NoLog:     true,
 		NoSigs:    true,
 	}}
+	change(&s.options)
 	s.Resume()
 	tb.Cleanup(s.Stop)
 	return s

@@ -32,5 +32,6 @@ func run(ctx context.Context, p *boot.Process) error {
 	}
 	defer nc.Close()
 	p.ReadyWhen("postgres", db.Ping)
+	p.AlsoTell("nats", nc.Ping)
 	return delivery.Run(ctx, cfg.Delivery, db, nc)
 }

@@ -36,5 +36,6 @@ func run(ctx context.Context, p *boot.Process) error {
 		return err
 	}
 	p.ReadyWhen("postgres", db.Ping)
+	p.AlsoTell("nats", nc.Ping)
 	return ingress.Run(ctx, cfg.Ingress, ingress.Deps{Listener: listener, Store: db, Bus: nc})
 }

@@ -33,5 +33,6 @@ func run(ctx context.Context, p *boot.Process) error {
 	}
 	defer nc.Close()
 	p.ReadyWhen("postgres", db.Ping)
+	p.AlsoTell("nats", nc.Ping)
 	return scheduler.Run(ctx, cfg.Scheduler, db, nc)
 }
