@@ -134,7 +134,7 @@ func (b *Bus) whyNotConnected() error {
 	switch err := b.nc.LastError(); {
 	case b.unmet != nil:
 		return fmt.Errorf("not connected: %w", b.unmet)
-	case err != nil:
+	case err != nil && !errors.Is(err, nats.ErrNoServers): // which says nothing, and more will follow
 		return fmt.Errorf("not connected: %w", err)
 	}
 	return errNotYet

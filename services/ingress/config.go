@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/smtp"
@@ -17,12 +18,13 @@ import (
 
 // Config is what the environment says of ingress.
 type Config struct {
-	Listen      []string     `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Addresses of the relay listener, comma-separated: clients of the relay networks send without AUTH."`
-	Submission  []string     `envconfig:"SUBMISSION_LISTEN" default:"127.0.0.1:2587" desc:"Addresses of the submission listener: every client must authenticate. Served only with a certificate, or with POSTRIDER_SMTP_PLAINTEXT_AUTH."`
-	Submissions []string     `envconfig:"SUBMISSIONS_LISTEN" default:"127.0.0.1:2465" desc:"Addresses of the submission listener with implicit TLS. Served only with a certificate."`
-	Listeners   listeners    `envconfig:"SMTP_LISTENERS" desc:"Any number of listeners more, each with its own networks, limits, TLS and AUTH: docs/listeners.md. Such as: 10.0.0.5:25 networks=10.0.0.0/8 tls=no; :2526 auth=required max-recipients=50"`
-	Hostname    string       `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
-	SMTP        smtpd.Config // limits and policy of the sessions
+	Listen      []string      `envconfig:"SMTP_LISTEN" default:"127.0.0.1:2525" desc:"Addresses of the relay listener, comma-separated: clients of the relay networks send without AUTH."`
+	Submission  []string      `envconfig:"SUBMISSION_LISTEN" default:"127.0.0.1:2587" desc:"Addresses of the submission listener: every client must authenticate. Served only with a certificate, or with POSTRIDER_SMTP_PLAINTEXT_AUTH."`
+	Submissions []string      `envconfig:"SUBMISSIONS_LISTEN" default:"127.0.0.1:2465" desc:"Addresses of the submission listener with implicit TLS. Served only with a certificate."`
+	Listeners   listeners     `envconfig:"SMTP_LISTENERS" desc:"Any number of listeners more, each with its own networks, limits, TLS and AUTH: docs/listeners.md. Such as: 10.0.0.5:25 networks=10.0.0.0/8 tls=no; :2526 auth=required max-recipients=50"`
+	Hostname    string        `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
+	StopDelay   time.Duration `envconfig:"INGRESS_STOP_DELAY" default:"5s" desc:"How long ingress takes new clients after a signal to stop, while /readyz says 503 already: as long as a load balancer needs to send them elsewhere. Then it closes its listeners. 0s where nothing is in front of it; postrider dev has that."`
+	SMTP        smtpd.Config  // limits and policy of the sessions
 	Spool       spool.Config
 	HTTP        httpd.Config
 	TLS         certs.Config
@@ -45,6 +47,9 @@ func (c *Config) Validate() error {
 	}
 	if !smtp.ParseHello(c.Hostname) {
 		errs = append(errs, fmt.Errorf("POSTRIDER_HOSTNAME is %q, want a domain name in ASCII", c.Hostname))
+	}
+	if c.StopDelay < 0 || c.StopDelay > 5*time.Minute {
+		errs = append(errs, fmt.Errorf("POSTRIDER_INGRESS_STOP_DELAY is %v, want 0s to 5m", c.StopDelay))
 	}
 	return errors.Join(errs...)
 }

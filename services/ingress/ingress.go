@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postrider/postrider/pkg/boot"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/shaping"
 	"github.com/postrider/postrider/pkg/store"
@@ -175,9 +176,10 @@ type Deps struct {
 	Bus      straight.Bus
 }
 
-// Run serves SMTP and HTTP clients until ctx is done. Then it takes no more mail,
-// finishes the messages that are being received within the drain timeout, and
-// returns nil.
+// Run serves SMTP and HTTP clients until ctx is done, and for the stop delay
+// after that, because load balancers go on sending new ones for a while. Then it
+// takes no more mail, finishes the messages that are being received within the
+// drain timeout, and returns nil.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
 	shape, err := shaping.Open(cfg.Shaping)
 	if err != nil {
@@ -228,10 +230,12 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 	if deps.Listener.certs != nil {
 		g.Go(func() error { return deps.Listener.certs.Run(serving) })
 	}
+	accepting, stopAccepting := boot.Grace(ctx, cfg.StopDelay)
+	defer stopAccepting()
 	g.Go(func() error {
 		defer stop()
 		smtp := func(ctx context.Context) error { return server.Serve(ctx, deps.Listener.doors) }
-		return serveBoth(ctx, smtp, web, deps.Listener.web)
+		return serveBoth(accepting, smtp, web, deps.Listener.web)
 	})
 	return g.Wait()
 }

@@ -53,11 +53,12 @@ func devDefaults() map[string]string {
 		hostname = "postrider.test"
 	}
 	return map[string]string{
-		"POSTRIDER_HOSTNAME":        hostname,
-		"POSTRIDER_RELAY_NETWORKS":  "127.0.0.0/8,::1/128",
-		"POSTRIDER_TLS_SELF_SIGNED": "true",
-		"POSTRIDER_METRICS_LISTEN":  "127.0.0.1:9464",
-		"POSTRIDER_RETRY_SCHEDULE":  "10s,30s,1m,5m,10m,20m,40m,80m,160m,4h",
+		"POSTRIDER_HOSTNAME":           hostname,
+		"POSTRIDER_INGRESS_STOP_DELAY": "0s",
+		"POSTRIDER_RELAY_NETWORKS":     "127.0.0.0/8,::1/128",
+		"POSTRIDER_TLS_SELF_SIGNED":    "true",
+		"POSTRIDER_METRICS_LISTEN":     "127.0.0.1:9464",
+		"POSTRIDER_RETRY_SCHEDULE":     "10s,30s,1m,5m,10m,20m,40m,80m,160m,4h",
 	}
 }
 

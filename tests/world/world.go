@@ -203,14 +203,15 @@ func (w *World) environment(o Options) error {
 		}
 	}
 	w.env = map[string]string{
-		"POSTRIDER_POSTGRES_URL":   w.PG.URL(),
-		"POSTRIDER_NATS_URL":       "nats://" + w.address(1, natsPort),
-		"POSTRIDER_DATA_DIR":       filepath.Join(w.Dir, "data"),
-		"POSTRIDER_HOSTNAME":       "mta.postrider.test",
-		"POSTRIDER_DNS_SERVERS":    w.DNS.Addr(),
-		"POSTRIDER_REMOTE_PORT":    strconv.Itoa(RemotePort),
-		"POSTRIDER_ALLOW_TARGETS":  w.Network(),
-		"POSTRIDER_RELAY_NETWORKS": "127.0.0.1/32," + w.Network(),
+		"POSTRIDER_POSTGRES_URL":       w.PG.URL(),
+		"POSTRIDER_NATS_URL":           "nats://" + w.address(1, natsPort),
+		"POSTRIDER_DATA_DIR":           filepath.Join(w.Dir, "data"),
+		"POSTRIDER_HOSTNAME":           "mta.postrider.test",
+		"POSTRIDER_DNS_SERVERS":        w.DNS.Addr(),
+		"POSTRIDER_REMOTE_PORT":        strconv.Itoa(RemotePort),
+		"POSTRIDER_ALLOW_TARGETS":      w.Network(),
+		"POSTRIDER_INGRESS_STOP_DELAY": "0s",
+		"POSTRIDER_RELAY_NETWORKS":     "127.0.0.1/32," + w.Network(),
 	}
 	if shaping != "" {
 		w.env["POSTRIDER_SHAPING_FILE"] = shaping
