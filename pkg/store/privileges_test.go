@@ -18,6 +18,7 @@ var definers = map[string][]string{
 	"retire_contents":    {"postrider_scheduler"},
 	"retire_history":     {"postrider_scheduler"},
 	"retire_idempotency": {"postrider_scheduler"},
+	"rotate_bus_key":     {"postrider_operator", "postrider_scheduler"},
 	"rule_version":       nil, // a trigger
 	"submit":             {"postrider_submit"},
 }

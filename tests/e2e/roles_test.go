@@ -92,7 +92,7 @@ func commandsUnderRoles(t *testing.T, w *world.World, waiting func() string) {
 		{looks, "shaping show"}, {looks, "shaping history"}, {looks, "shaping explain roles.test"},
 		{acts, "site suspend mx.roles.test --reason test"}, {looks, "suspension list"}, {acts, "site resume mx.roles.test"},
 		{acts, "suspension add --tenant acme --reason test"}, {acts, "suspension cancel 1"},
-		{looks, "tls broken"}, {looks, "tls policies"}, {looks, "tls reports"}, {acts, "tls forget --all"}, {local, "tls record"},
+		{looks, "tls broken"}, {looks, "tls policies"}, {looks, "tls reports"}, {acts, "tls forget --all"}, {local, "tls record"}, {acts, "bus rotate"},
 		{acts, "hold --domain roles.test"}, {acts, "release --domain roles.test"}, {acts, "retry --domain roles.test"},
 		{acts, "fail " + one + " --reason test"}, {acts, "cancel " + two + " --reason test"},
 		{acts, "pool delete bulk"}, {acts, "source delete one"}, {acts, "domain delete acme.test"},
@@ -141,7 +141,7 @@ func commandsUnderRoles(t *testing.T, w *world.World, waiting func() string) {
 		}
 	}
 	untried()
-	for _, group := range []string{"site", "route", "source", "pool", "tenant", "credential", "domain", "shaping", "suspension", "tls", "migrate"} {
+	for _, group := range []string{"site", "route", "source", "pool", "tenant", "credential", "domain", "shaping", "suspension", "tls", "bus", "migrate"} {
 		untried(group)
 	}
 }
