@@ -91,6 +91,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 		o := a.tlsOptions(t.addr, retry)
 		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
 		o.Timeouts, o.Observe = timeouts, a.saw
+		o.Lockstep = a.lockstep.has(t.addr)
 		o.ImplicitTLS, o.LMTP, o.Auth = a.channel.implicitTLS, a.channel.lmtp, credential
 		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
 		if errors.Is(answer.Err, egress.ErrEgress) {
@@ -249,6 +250,7 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	a.over = time.Now()
 	next := j.elsewhere(a.target.addr) // what an attempt that goes on has used up
 	c := circumstances{tls: a.demand.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn()}
+	c.pipelined = a.conn.Pipelines()
 	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
 	var broken scope
@@ -279,6 +281,9 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 		next.last = c.answer
 	}
 	a.settleOutcomes(outcomes)
+	if refused := func(answer smtpclient.Answer) bool { return refusesPipelining(answer.Reply) }; c.pipelined && slices.ContainsFunc(result.Answers, refused) {
+		a.walkInStep()
+	}
 	if block.Code != 0 {
 		a.blocked(block)
 	}

@@ -78,6 +78,7 @@ type worker struct {
 	wanted      chan struct{} // one for each of them, for idle ones to take
 	tls         *tls.Config   // the base of every session's
 	broken      *brokenTLS
+	lockstep    lockstep
 	tlsReports  *tlsReports
 	contents    *semaphore.Weighted
 	jobs        atomic.Int64 // that wait in memory, over all sites

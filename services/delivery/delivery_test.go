@@ -275,6 +275,33 @@ func TestDomainsOfOneHost(t *testing.T) {
 	}
 }
 
+// A host, or a firewall before it, may offer PIPELINING and refuse what is sent
+// ahead: the next connection sends one command at a time, and no mail returns.
+func TestHostThatRefusesPipelining(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	refuse := smtptest.Reply(554, "5.5.0 SMTP synchronization error")
+	closes := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Mail, Times: 1, Do: smtptest.Then(refuse, smtptest.Drop())}}})
+	stays := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{{At: smtptest.Data, Times: 1, Do: smtptest.Reply(503, "5.5.0 <DATA>: Data command rejected: Improper use of SMTP command pipelining")}}})
+	r.route("closes.test", "mx.closes.test", closes.Addr())
+	r.route("stays.test", "mx.stays.test", stays.Addr())
+	ids := append(r.accept(1, message{domain: "closes.test", recipients: 2}), r.accept(1, message{domain: "stays.test", recipients: 2})...)
+	r.start(r.config(""))
+	r.settled(1)
+	r.ring()
+	r.drained(10 * time.Second)
+	for _, id := range ids {
+		if s := r.show(id); len(s.Attempts) != 1 || s.Attempts[0].Action != mail.Relayed {
+			t.Errorf("%s, want one attempt, relayed", describe(s.Attempts))
+		}
+	}
+	for _, mx := range []*smtptest.Server{closes, stays} {
+		if n := len(mx.Connections()); n != 2 {
+			t.Errorf("%d connections, want 2", n)
+		}
+	}
+}
+
 func TestSecondHostTakesOverAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -52,6 +52,8 @@ type circumstances struct {
 	accepted bool // another recipient of the transaction was accepted
 	last     bool // there is no other address to try in this attempt
 	small    bool // the ClientHello was the small one
+
+	pipelined bool // commands were sent ahead; the next session will not
 }
 
 // verdict is what is to be done. Action and Status stand if the move is
@@ -183,6 +185,8 @@ func (c circumstances) authTrouble() verdict {
 func (c circumstances) transactionTrouble() verdict {
 	a := c.answer
 	switch {
+	case c.pipelined && refusesPipelining(a.Reply):
+		return delayed(a, scopeSession, moveNewSession)
 	case a.Err != nil, a.Reply.Code == 421:
 		return c.sessionTrouble()
 	case a.Reply.Code/100 == 2 && a.Phase == mail.PhaseDot:
@@ -251,6 +255,15 @@ func tooManyRecipients(r mail.Reply) bool {
 		return strings.Contains(strings.ToLower(r.Text()), "too many recipients")
 	}
 	return false
+}
+
+// outOfSync is how hosts say that they do not take commands that are sent
+// ahead: Exim's "554 SMTP synchronization error", Postfix's "Improper use of
+// SMTP command pipelining".
+var outOfSync = regexp.MustCompile(`(?i)\bsynchroni[sz]ation error|\bpipelin(?:e|ed|ing)\b`)
+
+func refusesPipelining(r mail.Reply) bool {
+	return (r.Transient() || r.Permanent()) && outOfSync.MatchString(r.Text())
 }
 
 // oneDomain is how hosts of many domains say that a transaction may have

@@ -128,6 +128,10 @@ func TestJudge(t *testing.T) {
 		{"another domain, none accepted", circumstances{answer: said(mail.PhaseRcpt, "451 4.3.0 Several destination domains in one transaction are not supported here.")}, mail.Delayed, "4.3.0", scopeRecipient, moveSettle},
 		{"another domain in other words", circumstances{answer: said(mail.PhaseRcpt, "450 4.5.0 only one domain at a time"), accepted: true}, mail.Delayed, "4.5.0", scopeRecipient, moveSameSession},
 		{"one domain, else", circumstances{answer: said(mail.PhaseRcpt, "451 4.7.1 too much mail from your domain"), accepted: true}, mail.Delayed, "4.7.1", scopeRecipient, moveSettle},
+		{"synchronization", circumstances{answer: said(mail.PhaseMail, "554 5.5.0 SMTP synchronization error"), pipelined: true}, mail.Delayed, "4.5.0", scopeSession, moveNewSession},
+		{"synchronization, one command at a time", circumstances{answer: said(mail.PhaseMail, "554 5.5.0 SMTP synchronization error")}, mail.Failed, "5.5.0", scopeTransaction, moveSettle},
+		{"improper pipelining", circumstances{answer: said(mail.PhaseData, "503 5.5.0 <DATA>: Data command rejected: Improper use of SMTP command pipelining"), pipelined: true}, mail.Delayed, "4.5.0", scopeSession, moveNewSession},
+		{"no user, pipelined", circumstances{answer: said(mail.PhaseRcpt, "550 5.1.1 no such user"), pipelined: true}, mail.Failed, "5.1.1", scopeRecipient, moveSettle},
 		{"452 4.5.3, none accepted", circumstances{answer: said(mail.PhaseRcpt, "452 4.5.3 enough")}, mail.Delayed, "4.5.3", scopeRecipient, moveSettle},
 
 		// DATA and the final dot speak of all recipients that were accepted.
@@ -269,7 +273,7 @@ func TestJudgeIsTotal(t *testing.T) {
 			if answered && v.move == moveNextHost && (c.reused || v.scope != scopeHost) {
 				t.Fatalf("the session is open, and the host not named: %s", name)
 			}
-			if v.move == moveNewSession && !c.reused || v.move == moveSameSession && !c.accepted {
+			if v.move == moveNewSession && !c.reused && !c.pipelined || v.move == moveSameSession && !c.accepted {
 				t.Fatalf("could go on for ever: %s", name)
 			}
 			if o := outcomeOf(mail.Pending{}, a, v); o.Action != v.action || o.Reply.Code == 0 && len(o.Reply.Lines) != 1 {

@@ -43,6 +43,9 @@ type Options struct {
 	// Dial makes the TCP connection; nil: from this machine as it is.
 	Dial     func(context.Context, netip.AddrPort) (net.Conn, error)
 	Timeouts Timeouts
+	// Lockstep has each command wait for the reply to the one before, whatever
+	// the host offers.
+	Lockstep bool
 	// LMTP says that the host speaks LMTP: RFC 2033.
 	LMTP bool
 	// ImplicitTLS says that TLS begins with the connection: RFC 8314 §3.3.
@@ -66,7 +69,7 @@ const (
 //
 // The context bounds the dial; the session does not keep it.
 func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
-	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe, lmtp: o.LMTP}
+	s := &Session{host: host, timeouts: orDefault(o.Timeouts), observe: o.Observe, lmtp: o.LMTP, lockstep: o.Lockstep}
 	if failed := s.connect(ctx, o.Dial); failed.Phase != "" {
 		return nil, failed
 	}
@@ -164,6 +167,7 @@ func (s *Session) sayHello(ctx context.Context, name string) Answer {
 	}
 	if extended && len(reply.Lines) > 1 {
 		s.offers = parseOffers(reply.Lines[1:])
+		s.offers.pipelining = s.offers.pipelining && !s.lockstep
 	}
 	return Answer{}
 }

@@ -40,6 +40,25 @@ func TestHangsUpOnHello(t *testing.T) {
 	}
 }
 
+func TestLockstep(t *testing.T) {
+	mx := smtptest.Start(t, smtptest.Script{})
+	host, o := optionsFor(mx)
+	for _, lockstep := range []bool{false, true} {
+		o.Lockstep = lockstep
+		s, a := Dial(t.Context(), host, o)
+		if s == nil {
+			t.Fatal(a)
+		}
+		if s.Pipelines() == lockstep {
+			t.Errorf("in lockstep %v, and it pipelines %v", lockstep, s.Pipelines())
+		}
+		if got := s.Send(t.Context(), message(hello, "a@b.example", "b@b.example")); codes(got) != "dot 250, dot 250" {
+			t.Error(codes(got))
+		}
+		s.Close()
+	}
+}
+
 func TestParseOffers(t *testing.T) {
 	tests := []struct {
 		lines []string

@@ -21,6 +21,7 @@ type Session struct {
 	observe  func(Step) // of the call under way; may be nil
 	offers   offers
 	lmtp     bool // the host speaks LMTP
+	lockstep bool // no command is sent ahead
 	secure   string
 	verified bool // TLS, and the policy of the route vouches for the certificate
 	distrust error
@@ -58,6 +59,9 @@ func (s *Session) TLS() string { return s.secure }
 // Distrust returns why the certificate would not have verified for the name
 // of the host, if Options.Witness wanted to know; nil if it would have.
 func (s *Session) Distrust() error { return s.distrust }
+
+// Pipelines reports whether commands are sent ahead of their replies.
+func (s *Session) Pipelines() bool { return s.offers.pipelining }
 
 // Used returns the number of transactions that were begun.
 func (s *Session) Used() int { return s.used }
