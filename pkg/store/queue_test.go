@@ -30,7 +30,7 @@ func TestRing(t *testing.T) {
 	if n, err := f.Unring(t.Context(), 10); err != nil || n != 1 {
 		t.Errorf("after the loss of the bus %d became due, %v; want 1", n, err)
 	}
-	if lag, err := f.Lag(t.Context()); err != nil || lag.Waiting <= 0 || lag.Parked != 0 || lag.Reports != 0 {
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Waiting <= 0 || lag.Homeless != 0 || lag.Reports != 0 {
 		t.Errorf("lag %+v, %v; want only waiting", lag, err)
 	}
 	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
@@ -168,8 +168,8 @@ func TestParkAndPull(t *testing.T) {
 	if len(reqs[0].Recipients) != 2 || len(reqs[1].Recipients) != 1 {
 		t.Fatalf("parked %d and %d", len(reqs[0].Recipients), len(reqs[1].Recipients))
 	}
-	if lag, err := f.Lag(t.Context()); err != nil || lag.Parked <= 0 || lag.Waiting != 0 {
-		t.Errorf("lag %+v, %v; want only parked", lag, err)
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Homeless <= 0 || lag.Waiting != 0 {
+		t.Errorf("lag %+v, %v; want only what is parked without a home", lag, err)
 	}
 	w := f.worker(t)
 	if late := f.claim(t, w, low); len(late.Recipients) != 0 {
@@ -200,6 +200,41 @@ func TestParkAndPull(t *testing.T) {
 		t.Fatalf("pulled %+v; want both recipients in one request", got)
 	}
 	f.balanced(t)
+}
+
+// Only mail that a worker more would move is a reason for one more: what waits
+// for its site, or for the end of a suspension, is not.
+func TestLagOfDelivery(t *testing.T) {
+	f := setup(t)
+	sub := submission(1)
+	f.accept(t, sub)
+	r := route("mx.example.org")
+	must(t, f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(sub, r)}))
+	lag := func() time.Duration {
+		t.Helper()
+		l, err := f.Lag(t.Context())
+		must(t, err)
+		return l.Homeless
+	}
+	if lag() <= 0 {
+		t.Error("no lag although the slot never had a home")
+	}
+	w := f.worker(t)
+	if taken, err := f.TakeSlots(t.Context(), w, time.Minute, []int16{r.Site.Slot()}); err != nil || len(taken) != 1 {
+		t.Fatalf("took %v, %v", taken, err)
+	}
+	f.exec(t, "UPDATE slots SET lease_until = now() + interval '1 minute' WHERE slot <> $1", r.Site.Slot())
+	if d := lag(); d != 0 {
+		t.Errorf("a lag of %v although the home of the site lives: the mail waits for the site", d)
+	}
+	f.exec(t, "UPDATE slots SET lease_until = now() - interval '1 millisecond' WHERE slot = $1", r.Site.Slot())
+	if d := lag(); d <= 0 || d > 30*time.Second {
+		t.Errorf("a lag of %v, want the time since the home died", d)
+	}
+	f.exec(t, "SELECT suspend_site($1, '1 hour', 'test')", string(r.Site))
+	if d := lag(); d != 0 {
+		t.Errorf("a lag of %v of a site that is suspended", d)
+	}
 }
 
 func TestPullWithoutRouteGoesBackToTheResolver(t *testing.T) {
