@@ -11,6 +11,7 @@ import (
 // roles that may call them. Each is a way around the privileges of tables: a
 // new one is thought about here first.
 var definers = map[string][]string{
+	"announce_hostname":  {"postrider_ingress"},
 	"block_source":       {"postrider_delivery", "postrider_operator"},
 	"count_accounts":     {"postrider_scheduler"},
 	"ensure_partition":   nil,
