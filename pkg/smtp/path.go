@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"unicode/utf8"
@@ -27,6 +28,7 @@ var (
 	ErrLongLocalPart = errors.New("local-part over 64 octets")
 	ErrLongDomain    = errors.New("domain over 255 octets")
 	ErrLongPath      = errors.New("path over 256 octets")
+	ErrInvisible     = errors.New("a character that nobody sees in an address")
 	ErrNonASCII      = errors.New("address is not ASCII and SMTPUTF8 was not given")
 )
 
@@ -111,10 +113,17 @@ func (p *pathParser) take(c byte) bool {
 	return true
 }
 
-// refuse returns why the octet at i does not fit: err, or ErrNonASCII.
+// refuse returns why the octet at i does not fit: err, ErrNonASCII or
+// ErrInvisible.
 func (p *pathParser) refuse(err error) error {
-	if !p.nonASCII && p.i < len(p.s) && p.s[p.i] >= utf8.RuneSelf {
+	if p.i == len(p.s) || p.s[p.i] < utf8.RuneSelf {
+		return err
+	}
+	if !p.nonASCII {
 		return ErrNonASCII
+	}
+	if r, _ := utf8.DecodeRuneInString(p.s[p.i:]); mail.Invisible(r) {
+		return fmt.Errorf("%w: %U", ErrInvisible, r)
 	}
 	return err
 }
@@ -133,14 +142,26 @@ func (p *pathParser) run(in func(byte) bool) string {
 			continue
 		}
 		r, size := utf8.DecodeRuneInString(p.s[p.i:])
-		// RFC 6531 §3.3 allows all of UTF8-non-ascii; C1 controls have no
-		// place in an address and would reach logs and reports.
-		if !p.nonASCII || r == utf8.RuneError && size == 1 || r < 0xa0 {
+		// RFC 6531 §3.3 allows all of UTF8-non-ascii. What nobody sees has come
+		// from a web page or a spreadsheet, and is no part of a mailbox.
+		if !p.nonASCII || r == utf8.RuneError && size == 1 || mail.Invisible(r) && !p.joins(r, size) {
 			break
 		}
 		p.i += size
 	}
 	return p.s[start:p.i]
+}
+
+// joins reports whether the character at i, which nobody sees, joins two
+// letters outside ASCII, as some scripts need it: RFC 5892 appendix A.1.
+func (p *pathParser) joins(r rune, size int) bool {
+	if r != '\u200c' && r != '\u200d' {
+		return false
+	}
+	before, _ := utf8.DecodeLastRuneInString(p.s[:p.i])
+	behind, _ := utf8.DecodeRuneInString(p.s[p.i+size:])
+	letter := func(r rune) bool { return r >= utf8.RuneSelf && r != utf8.RuneError && !mail.Invisible(r) }
+	return letter(before) && letter(behind)
 }
 
 // sourceRoute passes over "@a,@b:". RFC 5321 §4.1.1.3: accepted and ignored.

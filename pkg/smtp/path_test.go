@@ -84,10 +84,18 @@ func TestParseForwardPath(t *testing.T) {
 		{in: "<" + local64 + "@" + strings.Repeat("d.", 95) + "e>", err: ErrLongPath},
 		{in: "<jürgen@example.com>", err: ErrNonASCII},
 		{in: "<user@bücher.example>", err: ErrNonASCII},
+		{in: "<ann\u200b@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<ann\u00a0@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<\ufeffann@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<ann@exam\u00adple.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<ann\u202e@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<\"ann\u2060\"@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<ann\u200d@example.com>", nonASCII: true, err: ErrInvisible},
+		{in: "<\u0646\u0627\u0645\u0647\u200c\u0627\u06cc@example.com>", nonASCII: true, want: "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc@example.com"},
 		{in: "<a\xff@example.com>", nonASCII: true, err: ErrPath},
-		{in: "<a\u0085@example.com>", nonASCII: true, err: ErrPath},
+		{in: "<a\u0085@example.com>", nonASCII: true, err: ErrInvisible},
 		{in: "<user@a\u2024b.example>", nonASCII: true, err: ErrDomain},
-		{in: "<user@\u00ad.example>", nonASCII: true, err: ErrDomain},
+		{in: "<user@\u00ad.example>", nonASCII: true, err: ErrInvisible},
 	}
 	for _, tt := range tests {
 		got, rest, err := ParseForwardPath(tt.in, tt.nonASCII)

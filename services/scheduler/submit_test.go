@@ -97,7 +97,7 @@ func TestSubmittedBySQLIsSeen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sdk.Shutdown(context.Background()) //nolint:errcheck // nothing is exported
+	defer sdk.Shutdown(context.Background())
 	logged, before := &lines{}, slog.Default()
 	slog.SetDefault(slog.New(telemetry.NewLogHandler(logged, slog.LevelInfo)))
 	defer slog.SetDefault(before)

@@ -81,6 +81,22 @@ func (id Identity) MayFrom(addresses ...string) bool {
 	return len(addresses) > 0
 }
 
+// Fits returns a *QuotaError if no day's quota has room for so much.
+func (id Identity) Fits(recipients int, bytes int64) error {
+	for _, c := range []struct {
+		limits store.Limits
+		of     string
+	}{{id.grant.Credential.Limits, "credential"}, {id.grant.Tenant.Limits, "tenant"}} {
+		switch {
+		case c.limits.RecipientsPerDay > 0 && int64(recipients) > c.limits.RecipientsPerDay:
+			return &QuotaError{Text: fmt.Sprintf("%d recipients, and the %s's quota is %d a day", recipients, c.of, c.limits.RecipientsPerDay), Never: true}
+		case c.limits.BytesPerDay > 0 && bytes > c.limits.BytesPerDay:
+			return &QuotaError{Text: fmt.Sprintf("%d bytes, and the %s's quota is %d a day", bytes, c.of, c.limits.BytesPerDay), Never: true}
+		}
+	}
+	return nil
+}
+
 // ErrRefused says that a client is not who it says, or no longer: 535 5.7.8,
 // HTTP 401. The cause is not told, and shows in no text or time.
 var ErrRefused = errors.New("authentication credentials invalid")
@@ -95,10 +111,12 @@ func (e *TooManyError) Error() string {
 }
 
 // QuotaError says that a limit of the tenant or the credential is reached:
-// 452 4.7.1, HTTP 429. Error is fit for the client.
+// 452 4.7.1, HTTP 429; or, with Never, that it has no room for as much on any
+// day: 552 5.7.1, HTTP 403. Error is fit for the client.
 type QuotaError struct {
 	Text       string
 	RetryAfter time.Duration
+	Never      bool
 }
 
 // Error returns the text.

@@ -63,7 +63,10 @@ func (k *Keeper) Take(ctx context.Context, id Identity, recipients int, bytes in
 	if id.Tenant == "" {
 		return nil
 	}
-	err := k.meter.take(ctx, id.grant, amount{1, int64(recipients), bytes})
+	err := id.Fits(recipients, bytes)
+	if err == nil {
+		err = k.meter.take(ctx, id.grant, amount{1, int64(recipients), bytes})
+	}
 	k.metrics.take(err)
 	return err
 }
@@ -118,11 +121,11 @@ func (a *account) refuse(now time.Time, limits store.Limits, want amount, of str
 	tomorrow := day(now).Add(24 * time.Hour).Sub(now)
 	switch wait := a.rate.wait(now, limits.MessagesPerSecond); {
 	case limits.RecipientsPerDay > 0 && a.written.Recipients+local.recipients > limits.RecipientsPerDay:
-		return &QuotaError{fmt.Sprintf("over the %s's quota of %d recipients a day", of, limits.RecipientsPerDay), tomorrow}
+		return &QuotaError{Text: fmt.Sprintf("over the %s's quota of %d recipients a day", of, limits.RecipientsPerDay), RetryAfter: tomorrow}
 	case limits.BytesPerDay > 0 && a.written.Bytes+local.bytes > limits.BytesPerDay:
-		return &QuotaError{fmt.Sprintf("over the %s's quota of %d bytes a day", of, limits.BytesPerDay), tomorrow}
+		return &QuotaError{Text: fmt.Sprintf("over the %s's quota of %d bytes a day", of, limits.BytesPerDay), RetryAfter: tomorrow}
 	case wait > 0:
-		return &QuotaError{fmt.Sprintf("over the %s's rate of %g messages a second", of, limits.MessagesPerSecond), wait}
+		return &QuotaError{Text: fmt.Sprintf("over the %s's rate of %g messages a second", of, limits.MessagesPerSecond), RetryAfter: wait}
 	}
 	return nil
 }

@@ -192,3 +192,25 @@ func TestAccountsGo(t *testing.T) {
 		t.Errorf("used %+v", used)
 	}
 }
+
+// What no day has room for is told apart from what this day has none for.
+func TestWhatNeverFits(t *testing.T) {
+	id := Identity{grant: store.Grant{
+		Credential: store.Credential{Limits: store.Limits{RecipientsPerDay: 10}},
+		Tenant:     store.Tenant{Limits: store.Limits{RecipientsPerDay: 20, BytesPerDay: 1000}},
+	}}
+	for _, c := range []struct {
+		recipients int
+		bytes      int64
+		fits       bool
+	}{{10, 1000, true}, {11, 1, false}, {1, 1001, false}} {
+		err := id.Fits(c.recipients, c.bytes)
+		var quota *QuotaError
+		if c.fits != (err == nil) || err != nil && (!errors.As(err, &quota) || !quota.Never) {
+			t.Errorf("%d recipients, %d bytes: %v", c.recipients, c.bytes, err)
+		}
+	}
+	if err := Network().Fits(1<<30, 1<<40); err != nil {
+		t.Errorf("a network has no quota: %v", err)
+	}
+}

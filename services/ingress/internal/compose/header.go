@@ -28,14 +28,14 @@ func appendHeader(dst []byte, m *Message) []byte {
 		dst = appendFolded(dst, "Message-ID", m.MessageID)
 	}
 	if m.Subject != "" {
-		subject := m.Subject
-		if strings.Contains(subject, "=?") { // it would be taken for an encoded-word
-			subject = encodedWords(subject)
+		subject := Field{"Subject", m.Subject}
+		if strings.Contains(m.Subject, "=?") { // it would be taken for an encoded-word
+			subject.Value = EncodedWords(m.Subject)
 		}
-		dst = appendFolded(dst, "Subject", encode(subject))
+		dst = subject.append(dst)
 	}
 	for _, f := range m.Fields {
-		dst = appendFolded(dst, f.Name, encode(f.Value))
+		dst = f.append(dst)
 	}
 	return append(dst, "MIME-Version: 1.0\r\n"...)
 }
@@ -86,8 +86,8 @@ func appendMailboxes(dst []byte, name string, boxes []Mailbox) []byte {
 
 // phrase returns a display name: RFC 5322 §3.2.5, RFC 2047 §5.
 func phrase(name string) string {
-	if !ascii(name) || strings.Contains(name, "=?") {
-		return encodedWords(name)
+	if !ascii(name) || !foldable(name) || strings.Contains(name, "=?") {
+		return EncodedWords(name)
 	}
 	for word := range strings.SplitSeq(name, " ") {
 		if word == "" || strings.ContainsFunc(word, func(r rune) bool { return !isAtext(r) }) {
@@ -104,17 +104,9 @@ func isAtext(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-/=?^_`{|}~", r)
 }
 
-// encode returns unstructured text as it may stand in a header field.
-func encode(text string) string {
-	if ascii(text) {
-		return text
-	}
-	return encodedWords(text)
-}
-
-// encodedWords returns text as encoded-words with a space between each two,
+// EncodedWords returns text as encoded-words with a space between each two,
 // which a reader drops: RFC 2047 §2, §6.2. No character is split.
-func encodedWords(text string) string {
+func EncodedWords(text string) string {
 	var b strings.Builder
 	for text != "" {
 		n := min(len(text), wordBytes)

@@ -16,10 +16,6 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/compose"
 )
 
-// maxWord is the longest run without a space in a header field's value: what
-// cannot be folded must fit into a line (RFC 5322 §2.1.1).
-const maxWord = 900
-
 // draft is one message of a request, checked and not yet written.
 type draft struct {
 	message    compose.Message
@@ -151,9 +147,6 @@ func (c *checker) fields() {
 				break
 			}
 		}
-		if isASCII(f.Value) && slices.ContainsFunc(strings.Fields(f.Value), func(word string) bool { return len(word) > maxWord }) {
-			c.faults.add(where, fmt.Sprintf("more than %d octets without a space cannot be folded", maxWord))
-		}
 		value := strings.TrimSpace(f.Value)
 		switch name {
 		case "message-id":
@@ -170,7 +163,11 @@ func (c *checker) fields() {
 		if value == "" {
 			c.faults.add(where, "empty")
 		}
-		c.base.Fields = append(c.base.Fields, compose.Field{Name: f.Name, Value: value})
+		field := compose.Field{Name: f.Name, Value: value}
+		if why := field.Fault(); why != "" {
+			c.faults.add(where, why)
+		}
+		c.base.Fields = append(c.base.Fields, field)
 	}
 }
 
@@ -342,20 +339,20 @@ func (c *checker) prepare(i int, d *draft, atMost int) {
 	if int(d.expanded) > atMost {
 		return
 	}
-	field := func(text string) string {
-		filled := substitute(text, d.values, asIs)
-		if filled != text {
+	field := func(f compose.Field) string {
+		filled := substitute(f.Value, d.values, asIs)
+		if filled != f.Value {
 			c.text(where, filled, 10000)
-			if isASCII(filled) && slices.ContainsFunc(strings.Fields(filled), func(word string) bool { return len(word) > maxWord }) {
-				c.faults.add(where, fmt.Sprintf("more than %d octets without a space cannot be folded", maxWord))
+			if f.Value = strings.TrimSpace(filled); f.Fault() != "" {
+				c.faults.add(where, f.Name+": "+f.Fault())
 			}
 		}
 		return strings.TrimSpace(filled)
 	}
-	m.Subject = field(m.Subject)
+	m.Subject = field(compose.Field{Name: "Subject", Value: m.Subject})
 	m.Fields = slices.Clone(m.Fields)
 	for j := range m.Fields {
-		m.Fields[j].Value = field(m.Fields[j].Value)
+		m.Fields[j].Value = field(m.Fields[j])
 	}
 }
 

@@ -47,7 +47,7 @@ type Recipient struct {
 // HeaderField is a header field.
 type HeaderField struct {
 	Name  string `json:"name" minLength:"1" maxLength:"76" pattern:"^[!-9;-~]+$"`
-	Value string `json:"value" maxLength:"10000" doc:"Unstructured text; outside ASCII it becomes encoded-words (RFC 2047). Long values are folded at spaces."`
+	Value string `json:"value" maxLength:"10000" doc:"Text outside ASCII becomes encoded-words (RFC 2047), in fields that have addresses only their names; fields for programs, such as List-Unsubscribe, are ASCII. Long values are folded at spaces, or encoded."`
 }
 
 // Attachment is a file.

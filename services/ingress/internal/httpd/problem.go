@@ -62,6 +62,8 @@ func problemOf(err error) *Problem {
 		return refuse(http.StatusUnauthorized, "the API key is not valid")
 	case errors.As(err, &tooMany):
 		return later(http.StatusTooManyRequests, tooMany.RetryAfter, "too many attempts with an invalid API key")
+	case errors.As(err, &quota) && quota.Never:
+		return refuse(http.StatusForbidden, quota.Text)
 	case errors.As(err, &quota):
 		return later(http.StatusTooManyRequests, quota.RetryAfter, quota.Text)
 	case errors.As(err, &tooLarge):

@@ -50,7 +50,10 @@ func TestRefused(t *testing.T) {
 		{"field name", with(`"headers": [{"name": "X A", "value": "a"}]`), 400, []string{"#/headers/0/name"}},
 		{"field of ours", with(`"headers": [{"name": "BCC", "value": "a"}]`), 400, []string{"#/headers/0/name"}},
 		{"Content-Type", with(`"headers": [{"name": "Content-Type", "value": "a"}]`), 400, []string{"#/headers/0/name"}},
-		{"long word", with(`"headers": [{"name": "X-A", "value": "` + strings.Repeat("a", 901) + `"}]`), 400, []string{"#/headers/0/value"}},
+		{"long word", with(`"headers": [{"name": "References", "value": "<` + strings.Repeat("a", 901) + `@x>"}]`), 400, []string{"#/headers/0/value"}},
+		{"no ASCII for programs", with(`"headers": [{"name": "List-Unsubscribe", "value": "<https://example.com/ü>"}]`), 400, []string{"#/headers/0/value"}},
+		{"no addresses", with(`"headers": [{"name": "Errors-To", "value": "Jörg"}]`), 400, []string{"#/headers/0/value"}},
+		{"an international address in a field", with(`"headers": [{"name": "Errors-To", "value": "Jörg <jörg@example.com>"}]`), 400, []string{"#/headers/0/value"}},
 		{"Message-ID", with(`"headers": [{"name": "Message-ID", "value": "a"}]`), 400, []string{"#/headers/0/value"}},
 		{"NUL in the text", with(`"text": "x\u0000"`), 400, []string{"#/text"}},
 		{"NUL in the html", with(`"html": "x\u0000"`), 400, []string{"#/html"}},
@@ -70,6 +73,8 @@ func TestRefused(t *testing.T) {
 		{"send_at", with(`"send_at": "2126-01-01T00:00:00Z"`), 400, []string{"#/send_at"}},
 		{"expired", with(`"expires_at": "2020-01-01T00:00:00Z"`), 400, []string{"#/expires_at"}},
 		{"foreign from", `{"from": {"address": "a@example.net"}, "to": [{"address": "b@example.org"}], "reverse_path": "a@example.com"}`, 403, []string{"#/from/address"}},
+		{"zero width space", `{"from": {"address": "a@example.com"}, "to": [{"address": "ann\u200b@example.org"}]}`, 400, []string{"#/to/0/address"}},
+		{"no-break space", `{"from": {"address": "a@example.com"}, "to": [{"address": "ann\u00a0@example.org"}]}`, 400, []string{"#/to/0/address"}},
 		{"foreign sender", with(`"reverse_path": "a@example.com", "sender": {"address": "ceo@example.net"}`), 403, []string{"#/sender/address"}},
 		{"foreign reverse-path", with(`"reverse_path": "a@example.net"`), 403, []string{"#/reverse_path"}},
 		{"too many recipients", `{"from": {"address": "a@example.com"}, "to": [` + strings.TrimSuffix(strings.Repeat(`{"address": "b@example.org"},`, 1001), ",") + `]}`, 400, []string{"#/to"}},
@@ -118,6 +123,7 @@ func TestRefusedRaw(t *testing.T) {
 		{"too large", to("b@example.org"), ok + lines(140000), 413, "bytes"},
 		{"no recipient", nil, ok, 400, `"to"`},
 		{"bad recipient", to("b@example.org", "b"), ok, 400, "without a domain"},
+		{"soft hyphen", to("ann\u00ad@example.org"), ok, 400, "U+00AD"},
 		{"injection", to("b@example.org>\r\nRCPT TO:<c@example.org"), ok, 400, "malformed"},
 		{"unknown parameter", url.Values{"to": {"b@example.org"}, "too": {"x"}}, ok, 400, `"too"`},
 		{"time", url.Values{"to": {"b@example.org"}, "send_at": {"tomorrow"}}, ok, 400, "3339"},
@@ -241,6 +247,15 @@ func TestQuotaAndBackPressure(t *testing.T) {
 	}
 	if a := news(`{"address": "b@example.org"}, {"address": "c@example.org"}`); a.status != 429 || a.header.Get("Retry-After") == "" {
 		t.Errorf("over the quota: %s", a)
+	}
+	// What no day has room for does not wait for the next one.
+	four := `{"address": "b@example.org"}, {"address": "c@example.org"}, {"address": "d@example.org"}, {"address": "e@example.org"}`
+	if a := news(four); a.status != 403 || a.header.Get("Retry-After") != "" || !strings.Contains(a.problem.Detail, "4 recipients") {
+		t.Errorf("more than a day's quota: %s", a)
+	}
+	each := w.do(t, call{key: w.narrow, body: strings.NewReader(`{"from": {"address": "any@example.com"}, "reverse_path": "news@example.com", "text": "x", "recipients": [` + four + `]}`)})
+	if each.status != 403 || each.header.Get("Retry-After") != "" {
+		t.Errorf("more than a day's quota, in messages of their own: %s", each)
 	}
 	if a := news(`{"address": "b@example.org"}`); a.status != 202 {
 		t.Errorf("what was refused counted: %s", a)

@@ -156,8 +156,15 @@ func (q *request) conclude(messages []*submission, receipt []byte, accept func()
 			q.s.keeper.GiveBack(q.id, len(m.Recipients), m.SizeBytes)
 		}
 	}
-	var err error
+	recipients, bytes := 0, int64(0)
 	for _, m := range messages {
+		recipients, bytes = recipients+len(m.Recipients), bytes+m.SizeBytes
+	}
+	err := q.id.Fits(recipients, bytes) // all or none
+	for _, m := range messages {
+		if err != nil {
+			break
+		}
 		if err = q.s.keeper.Take(q.context(), q.id, len(m.Recipients), m.SizeBytes); err != nil {
 			break
 		}

@@ -50,14 +50,10 @@ func (e entity) field(name string) (string, bool) {
 	return "", false
 }
 
-// has8BitOnly reports an encoding that a multipart cannot have: RFC 2045 §6.4.
-func (e entity) has8BitOnly() bool {
-	encoding, _ := e.field("Content-Transfer-Encoding")
-	switch strings.ToLower(encoding) {
-	case "", "7bit", "8bit", "binary":
-		return false
-	}
-	return true
+// encoding returns how the body is encoded, "" if it is not.
+func (e entity) encoding() string {
+	value, _ := e.field("Content-Transfer-Encoding")
+	return parseEncoding(value)
 }
 
 // encoded says in the header section how the body is encoded now.
@@ -88,25 +84,4 @@ func (e *entity) encoded(encoding string, top, typed bool) {
 		kept = append(kept, set)
 	}
 	e.fields = kept
-}
-
-// fold breaks the long lines of a field before white space: RFC 5322 §2.2.3.
-func fold(field []byte) []byte {
-	var out []byte
-	for at := 0; at < len(field); {
-		end := lineEnd(field, at)
-		line := field[at:end]
-		for len(bytes.TrimSuffix(line, crlf)) > maxLine {
-			i := bytes.LastIndexAny(line[1:maxLine], " \t") + 1
-			// A line of white space alone is none: RFC 5322 §2.2.3.
-			if i <= 0 || len(bytes.TrimSpace(line[:i])) == 0 || len(bytes.TrimSpace(line[i:])) == 0 {
-				break
-			}
-			out = append(append(out, line[:i]...), crlf...)
-			line = line[i:]
-		}
-		out = append(out, line...)
-		at = end
-	}
-	return out
 }

@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
-	"mime"
 	"mime/quotedprintable"
 	"slices"
 	"strings"
@@ -68,24 +67,19 @@ func (m *mender) entity(dst []byte, e entity, top bool) ([]byte, error) {
 	if !long(e.body) {
 		return e.append(dst, e.body), nil
 	}
-	kind, parameters := "text/plain", map[string]string{}
 	text, typed := e.field("Content-Type")
-	if typed {
-		var err error
-		if kind, parameters, err = mime.ParseMediaType(text); err != nil {
-			return nil, ErrShape
-		}
-	}
-	encoding, _ := e.field("Content-Transfer-Encoding")
-	encoding = strings.ToLower(strings.TrimSpace(encoding))
-	plain := slices.Contains([]string{"", "7bit", "8bit", "binary"}, encoding)
+	what, readable := parseMedia(text)
+	kind, encoding := what.kind, e.encoding()
+	plain := encoding == ""
 	switch {
+	case !readable:
+		return nil, ErrShape
 	case kind == "multipart/signed", kind == "multipart/encrypted": // RFC 1847
 		return nil, ErrSigned
 	case kind == "multipart/digest": // its parts are messages, and say so nowhere
 		return nil, ErrShape
 	case strings.HasPrefix(kind, "multipart/"):
-		return m.multipart(dst, e, parameters["boundary"])
+		return m.multipart(dst, e, what.boundary)
 	case kind == "message/rfc822" && plain:
 		m.delimiters = append(m.delimiters, "") // a level, too
 		defer func() { m.delimiters = m.delimiters[:len(m.delimiters)-1] }()
@@ -118,7 +112,7 @@ func (m *mender) entity(dst []byte, e entity, top bool) ([]byte, error) {
 
 // multipart appends a body of parts: RFC 2046 §5.1.1.
 func (m *mender) multipart(dst []byte, e entity, boundary string) ([]byte, error) {
-	if boundary == "" || e.has8BitOnly() {
+	if boundary == "" || e.encoding() != "" { // RFC 2045 §6.4: no multipart is encoded
 		return nil, ErrShape
 	}
 	delimiter := "--" + boundary

@@ -84,9 +84,11 @@ func TestLines(t *testing.T) {
 		"preamble":              {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + x + "\r\n--b\r\n\r\nx\r\n--b--\r\n", err: ErrShape},
 		"epilogue":              {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n" + x + "\r\n", err: ErrShape},
 		"no boundary":           {in: "Content-Type: multipart/mixed\r\n\r\n" + x + "\r\n", err: ErrShape},
-		"no media type":         {in: "Content-Type: ;\r\n\r\n" + x + "\r\n", err: ErrShape},
+		"no media type":         {in: "Content-Type: ;\r\n\r\n" + x + "\r\n", want: []string{"Content-Transfer-Encoding: quoted-printable\r\n"}},
+		"two boundaries":        {in: "Content-Type: multipart/mixed; boundary=b; boundary=c\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrShape},
 		"a field":               {in: "References: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", want: []string{"\r\n <1@"}},
-		"a field of one word":   {in: "Subject: " + x + "\r\n\r\nx\r\n", err: ErrShape},
+		"a field of one word":   {in: "Subject: " + x + "\r\n\r\nx\r\n", want: []string{"Subject: =?utf-8?B?", "\r\n =?utf-8?B?"}},
+		"a field for programs":  {in: "Content-ID: <" + x + "@x>\r\n\r\nx\r\n", err: ErrShape},
 		"a signed field":        {in: "DKIM-Signature: v=1\r\nReferences: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", err: ErrSigned},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,12 +121,85 @@ func TestLines(t *testing.T) {
 	}
 }
 
+// Types and encodings as programs write them.
+func TestSloppyTypes(t *testing.T) {
+	const body = "<p>"
+	long := body + strings.Repeat("word ", 300) + "</p>\r\n"
+	for _, fields := range []string{
+		"Content-Type: text/html; charset=utf-8 (comment)", "Content-Type: text/html charset=utf-8", "Content-Type: text/html;; charset=utf-8", "Content-Type: text/html; charset=",
+		"Content-Type: text/html; charset=iso-8859-1; name=my file.html", "Content-Type: text/html; charset=\"utf-8", "Content-Type:", "Content-Type: html", "Content-Type: text/html (a \\) b (c)); charset=utf-8;",
+		"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8-bit", "Content-Type: text/html\r\nContent-Transfer-Encoding: 7bit;", "Content-Type: text/html\r\nContent-Transfer-Encoding: utf-8",
+		"Content-Type: text/html\r\nContent-Transfer-Encoding: \"8bit\"", "Content-Type: text/html\r\nContent-Transfer-Encoding: 7bit (really)",
+	} {
+		in := "MIME-Version: 1.0\r\n" + fields + "\r\n\r\n" + long
+		got, err := Lines([]byte(in))
+		if err != nil {
+			t.Errorf("%q: %v", fields, err)
+			continue
+		}
+		// The type stays as it was written, for the reader to make of it what it does.
+		if kind, _, _ := strings.Cut(fields, "\r\n"); !bytes.Contains(got, []byte("\r\n"+kind+"\r\n")) {
+			t.Errorf("%q: %.300q", fields, got)
+		}
+		if n := bytes.Count(got, []byte("Content-Transfer-Encoding: ")); n != 1 || leaves(t, got)[0] != long {
+			t.Errorf("%q became %q", fields, got)
+		}
+	}
+	for _, c := range []struct{ field, boundary string }{
+		{"boundary=\"----=_Part_1\"", "----=_Part_1"}, {"boundary=----=_Part_1", "----=_Part_1"}, {"boundary=a:b", "a:b"}, {"boundary=\"a\"; type=\"text/html\"; boundary=\"a\"", "a"},
+		{"boundary=\"a b\"", "a b"}, {"type=x; boundary=\"a", "a"}, {"charset=; BOUNDARY = a (comment)", "a"},
+	} {
+		in := "Content-Type: multipart/alternative; " + c.field + "\r\n\r\n--" + c.boundary + "\r\nContent-Type: text/html\r\n\r\n" + long + "--" + c.boundary + "--\r\n"
+		got, err := Lines([]byte(in))
+		if err != nil || !bytes.HasPrefix(got, []byte("Content-Type: multipart/alternative; "+c.field+"\r\n\r\n--"+c.boundary+"\r\nContent-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<p>word")) {
+			t.Errorf("%q: %v, %.300q", c.field, err, got)
+		}
+	}
+}
+
+// Fields that have no white space say the same behind it.
+func TestFold(t *testing.T) {
+	list := strings.Repeat("\"a, b\" <a@acme.example>,b@acme.example (c, d),", 60) + "end@acme.example"
+	for field, want := range map[string]string{ // want: how it reads, without white space and decoded
+		"To: " + list: list,
+		"Cc: " + strings.Repeat("a@acme.example,", 100) + "b@acme.example": strings.Repeat("a@acme.example,", 100) + "b@acme.example",
+		"References: " + strings.Repeat("<1@acme.example>", 100):           strings.Repeat("<1@acme.example>", 100),
+		"Subject: " + x: x,
+		"Subject: a " + strings.Repeat("\u00e9", 700):                "a" + strings.Repeat("\u00e9", 700),
+		"Subject: =?utf-8?Q?" + strings.Repeat("=C3=A9", 300) + "?=": strings.Repeat("\u00e9", 300),
+		"X-Token: " + x: x,
+	} {
+		got := fold([]byte(field + "\r\n"))
+		if long(got) {
+			t.Errorf("%.60q is %.200q", field, got)
+		}
+		_, value, _ := strings.Cut(strings.ReplaceAll(strings.TrimSuffix(string(got), "\r\n"), "\r\n", ""), ":")
+		if !strings.Contains(value, "acme.example") {
+			var err error
+			if value, err = new(mime.WordDecoder).DecodeHeader(value); err != nil {
+				t.Error(err)
+			}
+		}
+		blank := func(s string) string { return strings.Join(strings.Fields(s), "") }
+		if blank(value) != blank(want) {
+			t.Errorf("%.60q is %.300q", field, value)
+		}
+	}
+	for _, field := range []string{"To: " + x + "@acme.example", "To: \"" + strings.Repeat("a,", 600) + "\" <a@acme.example>", "Received: " + x, "Subject: =?gb2312?B?" + strings.Repeat("zfXO", 300) + "?=", "X-Google-DKIM-Signature: " + x} {
+		if got := fold([]byte(field + "\r\n")); !long(got) {
+			t.Errorf("%.60q is %.200q", field, got)
+		}
+	}
+}
+
 // FuzzLines: what comes out has no long line, and is not touched again.
 func FuzzLines(f *testing.F) {
 	f.Add("MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b", "--b\r\n\r\nZ\r\n--b\r\nContent-Type: a/b\r\n\r\nZ\r\n--b--\r\n")
 	f.Add("Subject: Z", "Z\r\n")
 	f.Add("Content-Transfer-Encoding: quoted-printable", "=3DZ=3DZ\r\n")
 	f.Add("Content-Type: message/rfc822", "Subject: x\r\n\r\nZ")
+	f.Add("Content-Type: multipart/mixed; x=;; boundary=\"b", "--b\r\n\r\nZZ\r\n--b--\r\n")
+	f.Add("To: Z,Z,Z (,Z)\r\nSubject: ZZ\r\nX-A: =?utf-8?q?ZZ?=\r\nReferences: <Z><Z>", "x\r\n")
 	f.Fuzz(func(t *testing.T, header, body string) {
 		// Lines of a length that matters are more than a fuzzer comes to write.
 		in := strings.ReplaceAll(header+"\r\n\r\n"+body, "Z", strings.Repeat("z", 600))

@@ -470,6 +470,8 @@ func notAccepted(err error) (reply mail.Reply, ours bool) {
 	var quota *access.QuotaError
 	var repeat *store.RepeatError
 	switch {
+	case errors.As(err, &quota) && quota.Never:
+		return say(552, 7, 1, quota.Error()), false
 	case errors.As(err, &quota):
 		return say(452, 7, 1, quota.Error()), false
 	case errors.As(err, &repeat): // accepted before: the client must hear the same as then
