@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -73,6 +74,57 @@ func (s *Store) Settle(ctx context.Context, worker mail.WorkerID, settlements []
 		}
 	}
 	return lost, nil
+}
+
+// Resettle is Settle for settlements of which an earlier try may have been
+// committed, because its answer was lost: what was is left as it is.
+func (s *Store) Resettle(ctx context.Context, worker mail.WorkerID, settlements []mail.Settlement) (lost int, err error) {
+	rest, err := s.unrecorded(ctx, worker, settlements)
+	if err != nil {
+		return 0, fmt.Errorf("settle again: %w", err)
+	}
+	return s.Settle(ctx, worker, rest)
+}
+
+// unrecorded returns the settlements without the outcomes that have their line
+// in the history: it is written in the transaction that changes the recipient.
+func (s *Store) unrecorded(ctx context.Context, worker mail.WorkerID, settlements []mail.Settlement) ([]mail.Settlement, error) {
+	var ids []mail.QueueID
+	var nos, attempts []int32
+	var actions []string
+	var began []time.Time
+	missing := map[fence]bool{}
+	var all []fence
+	for _, st := range settlements {
+		for _, o := range st.Outcomes {
+			f := fence{rowKey{st.Message.ID, o.RecipientNo}, o.Attempt}
+			all, missing[f] = append(all, f), true
+			ids, nos, attempts = append(ids, f.id), append(nos, f.no), append(attempts, f.attempt)
+			actions, began = append(actions, string(o.Action)), append(began, st.Transaction.StartedAt)
+		}
+	}
+	// An earlier try that is still at it has its rows locked.
+	const await = `SELECT FROM recipients WHERE (queue_id, recipient_no) IN (SELECT * FROM unnest($1::uuid[], $2::integer[])) FOR SHARE`
+	const recorded = `SELECT t.ord FROM unnest($2::uuid[], $3::integer[], $4::integer[], $5::text[], $6::timestamptz[])
+    WITH ORDINALITY AS t (queue_id, recipient_no, attempt, action, started_at, ord)
+WHERE EXISTS (SELECT FROM attempts a WHERE a.queue_id = t.queue_id AND a.attempt = t.attempt AND a.worker_id = $1
+                AND a.action = t.action AND a.started_at = t.started_at AND t.recipient_no = ANY (a.recipient_nos))`
+	if _, err := s.plain.Exec(ctx, await, ids, nos); err != nil {
+		return nil, err
+	}
+	rows, err := s.plain.Query(ctx, recorded, worker, ids, nos, attempts, actions, began)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, err
+	}
+	for _, ord := range found {
+		delete(missing, all[ord-1])
+	}
+	s.held.drop(worker, len(found), func(i int) fence { return all[found[i]-1] })
+	return keepOutcomes(settlements, missing), nil
 }
 
 // SettleUnclaimed records outcomes that were found without a claim, such as

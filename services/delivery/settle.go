@@ -35,8 +35,10 @@ func (w *worker) settle(batch []mail.Settlement) {
 		}
 	}
 	var lost int
+	settle := w.store.Settle
 	err := w.persist("settle", func(ctx context.Context) (err error) {
-		lost, err = w.store.Settle(ctx, w.id, batch)
+		lost, err = settle(ctx, w.id, batch)
+		settle = w.store.Resettle // only the answer may be lost
 		return err
 	})
 	for _, span := range spans {

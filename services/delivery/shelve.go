@@ -83,8 +83,11 @@ func (w *worker) putDown(jobs []*job, o outage) error {
 	for i, r := range requests {
 		batch[i] = w.waiting(r, o)
 	}
+	settle := w.store.Settle
 	return w.persist("put down", func(ctx context.Context) error {
-		if _, err := w.store.Settle(ctx, w.id, batch); err != nil {
+		_, err := settle(ctx, w.id, batch)
+		settle = w.store.Resettle // only the answer may be lost, or the park fail
+		if err != nil {
 			return err
 		}
 		return w.store.Park(ctx, 0, requests)
