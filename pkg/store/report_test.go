@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -93,6 +94,53 @@ func TestReportOfDelay(t *testing.T) {
 	}
 }
 
+// Each recipient is reported on once for each kind, whatever is reported on the
+// others of its message before and after.
+func TestReportOfOneAfterTheOther(t *testing.T) {
+	f := setup(t)
+	sub := submission(3)
+	f.accept(t, sub)
+	w := f.worker(t)
+	report := func(what string, want ...int32) {
+		t.Helper()
+		// A hint too many does no harm, of either kind.
+		f.exec(t, `INSERT INTO reports (queue_id, kind, due_at) VALUES ($1, 'final', now()), ($1, 'delay', now())`, sub.ID)
+		got := map[store.ReportKind][]int32{}
+		_, err := f.Report(t.Context(), sub.ID, func(in store.ReportInput) (*mail.Submission, error) {
+			for _, r := range in.Recipients {
+				got[in.Kind] = append(got[in.Kind], r.No)
+			}
+			return nil, nil
+		})
+		must(t, err)
+		kind := store.ReportFailure
+		if what == "delay" {
+			kind = store.ReportDelay
+		}
+		if !slices.Equal(got[kind], want) || len(got) > 1 || len(got) == 1 && got[kind] == nil {
+			t.Errorf("%s: reported %v, want %s of %v", what, got, kind, want)
+		}
+	}
+	fail := func(no int32) {
+		t.Helper()
+		req := request(sub, route("example.org"))
+		req.Recipients = req.Recipients[no-1 : no]
+		must(t, f.Claim(t.Context(), w, []*mail.DeliveryRequest{req}))
+		if lost := f.settle(t, w, settlement(req, failed)); lost != 0 {
+			t.Fatalf("recipient %d was not settled", no)
+		}
+	}
+	fail(1)
+	f.exec(t, `UPDATE recipients SET delay_reported = true WHERE queue_id = $1`, sub.ID) // its delay is old news
+	report("the first fails", 1)
+	f.exec(t, `UPDATE recipients SET delay_reported = false WHERE queue_id = $1`, sub.ID)
+	report("delay", 2, 3)
+	fail(2)
+	report("the second fails", 2)
+	fail(3)
+	report("the third fails", 3)
+}
+
 func TestNothingToReport(t *testing.T) {
 	f := setup(t)
 	null, never := submission(1), submission(1)
@@ -147,7 +195,13 @@ func TestRetire(t *testing.T) {
 	if n, err := f.RetireHistory(t.Context(), time.Now().Add(48*time.Hour)); err != nil || one[int](t, f, "SELECT count(*) FROM recipients") == 0 {
 		t.Fatalf("retired %d days with a recipient that is not final, %v", n, err)
 	}
-	f.settle(t, w, settlement(req, relayed))
+	f.settle(t, w, settlement(req, failed))
+	if n, err := f.RetireHistory(t.Context(), time.Now().Add(48*time.Hour)); err != nil || one[int](t, f, "SELECT count(*) FROM recipients") == 0 {
+		t.Fatalf("retired %d days with a failure that nobody has been told of, %v", n, err)
+	}
+	if _, err := f.Report(t.Context(), waiting.ID, func(store.ReportInput) (*mail.Submission, error) { return nil, nil }); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := f.RetireHistory(t.Context(), time.Now().Add(48*time.Hour)); err != nil || n == 0 {
 		t.Errorf("retired %d days, %v", n, err)
 	}
