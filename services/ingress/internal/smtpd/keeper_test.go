@@ -3,6 +3,7 @@ package smtpd
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -130,4 +131,37 @@ func newCertificates(t testing.TB) *certs.Holder {
 		t.Fatal(errors.New("no certificate"))
 	}
 	return h
+}
+
+// What the store refuses does not count against a quota, in memory or spooled.
+func TestWhatTheStoreRefusesDoesNotCount(t *testing.T) {
+	for name, size := range map[string]int{"small": 10, "large": 2 << 20} {
+		t.Run(name, func(t *testing.T) {
+			keeper, _ := newAccess(t)
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, down := testConfig(), &fakeStore{}
+			cfg.PlaintextAuth = true
+			c := startDoor(t, cfg, down, Door{Listener: listener, Submission: true}, Deps{Access: keeper}).client(t)
+			c.expect("220")
+			c.send("EHLO client.example\r\nAUTH PLAIN " + encoded("\x00quota\x00secret") + "\r\n")
+			c.expect("250")
+			c.expect("235")
+			content := "From: <a@example.com>\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 1+size/72) + ".\r\n"
+			for _, try := range []struct {
+				err   error
+				reply string
+			}{{errDown, "451 4.3.0"}, {errDown, "451 4.3.0"}, {nil, "250"}, {nil, "452 4.7.1"}} {
+				down.fail(try.err)
+				c.send("MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n")
+				c.expect("250")
+				c.expect("250")
+				c.expect("354")
+				c.send(content)
+				c.expect(try.reply)
+			}
+		})
+	}
 }
