@@ -33,7 +33,7 @@ const (
 	ip      = `(?:` + ipv4 + `|\b[0-9a-f]{1,4}:[0-9a-f:]{2,}[0-9a-f.]*)`
 	listed  = `(?:black[ -]?list(?:ed)?|block[ -]?list(?:ed)?|deny[ -]?list(?:ed)?|blocked|banned|barred|listed|(?:bad|low|poor) reputation)`
 	refused = `(?:` + listed + `|rejected|refused|denied|not (?:allowed|accepted|authorized|welcome))`
-	ours    = `(?:your|our|the|sending|sender'?s?|connecting|source|remote|client|origin(?:ating)?)`
+	ours    = `(?:your|sending|sender'?s?|connecting|source|client|origin(?:ating)?)`
 	machine = `(?:ips?|ip[ -]address(?:es)?|mail ?server|server|host|mta|network|netblock)`
 	reverse = `\bptr\b|reverse dns|cannot find your (?:reverse )?hostname`
 	sender  = `(?:mail ?from:?|from:?|sender'?s?|sending|envelope|helo|ehlo|return-path|header|originating|your|rfc5321|rfc5322)`
@@ -63,10 +63,11 @@ var rules = []struct {
 		`rate[ -]limited due to ip reputation`,
 	)},
 	{Address, 5, words(reverse)}, // RFC 7372 §3.3
+	{Domain, 0, words(`reputation of the sending domain`)},
 	{Load, 4, words(load...)},
 	{Recipient, 0, words(
 		`no such (?:user|recipient|mailbox|person|account|address|mail ?drop)`, `(?:user|recipient|mailbox|account|address)(?: \S+@\S+)? (?:is )?(?:unknown|not known|not found|inactive|disabled|deactivated|suspended)`,
-		`unknown (?:or illegal |or invalid )?(?:user|recipient|mailbox|account|local)`, `invalid (?:recipient|mailbox|user)`, `(?:user|recipient|mailbox|account|address|reach) (?:\S+@\S+ )?(?:does not|doesn't|doesnt) exist`, `not a valid (?:user|recipient|mailbox)`, `does(?: not|n't) have an? [\w ]{0,20}account`,
+		`unknown (?:or illegal |or invalid )?(?:user|recipient|mailbox|account|local)`, `invalid (?:recipient|mailbox|user)`, `(?:user|recipient|mailbox|account|address|reach) (?:\S+@\S+ )?(?:does not|doesn't|doesnt) exist`, `not a valid (?:user|recipient|mailbox)`, `does(?: not|n't) have an? [\w. ]{0,40}account`,
 		`(?:mailbox|inbox|account|user|recipient)(?: \S+)? (?:is |has )?(?:full|over ?(?:its |the )?quota|out of storage|exceeded)`, `over ?quota`, `quota exceeded`,
 		`blocked by (?:the )?(?:recipient|user|addressee)`, `(?:recipient|user)(?:'s)? (?:has )?(?:block|reject|refus)\w* (?:you|mail|messages|the sender|this sender)`,
 		`the (?:user|recipient|e?mail account) (?:that )?you (?:are trying|tried) to (?:contact|reach)`,
@@ -74,7 +75,7 @@ var rules = []struct {
 	{Content, 0, words(
 		`contain\w* .{0,30}\b(?:url|uri|link|domain)`, `\b(?:url|uri|link)s? (?:in|was|is|listed|found|blocked|black|block)`, `surbl`, `uribl`, `\bvirus|malware|phish`, `attachment`, `\bsubject (?:line|header|contain)`,
 		`message (?:body|content)`, `content (?:was |is |has been )?(?:rejected|denied|refused|blocked|judged|filter)`, `due to (?:its |the )?content`,
-		`this message is likely (?:unsolicited|suspicious)`, `(?:message|mail|e-?mail) (?:was |is |has been )?(?:identified|detected|classified|considered|rejected|flagged|looks|judged).{0,20}(?:as|like|to be|under suspicion of) \w{0,10} ?(?:spam|unsolicited|junk|bulk)`,
+		`this message is (?:likely )?(?:unsolicited|suspicious)`, `(?:its|the) content\b`, `consider(?:ed)? (?:as )?spam`, `spamassassin`, `(?:message|mail|e-?mail) (?:was |is |has been )?(?:identified|detected|classified|considered|rejected|flagged|looks|judged).{0,20}(?:as|like|to be|under suspicion of) \w{0,10} ?(?:spam|unsolicited|junk|bulk)`,
 		`spam (?:message|content|score)`, `probability of spam`,
 	)},
 	{Domain, 0, words(
@@ -88,7 +89,8 @@ var rules = []struct {
 		`\bmailspike\b`, `\babusix\b`, `\bipcheck\b`, `\b(?:ip)?(?:rbl|dnsbl|dnsrbl)\b`, `\brbl\+`, `cloudmark sender intelligence`, `\bcsi\.cloudmark\b`,
 		`[?&]ip=`+ipv4, // the page of a list, with the address
 		// "Your server is refused", "we have blacklisted 192.0.2.1".
-		`\b(?:client host|`+ours+` `+machine+`|ip[ -]address)\b.{0,120}\b`+refused+`\b`, `\b`+machine+` (?:is |was |has been )?(?:temporarily |permanently )?`+refused,
+		`\b(?:client host|`+ours+` `+machine+`|ip[ -]address)\b.{0,120}\b`+refused+`\b`,
+		`\b(?:ips?|ip[ -]address(?:es)?|host) (?:is |was |has been )?(?:temporarily |permanently )?`+listed, `\b`+machine+` (?:is|was|has been) (?:temporarily |permanently )?`+listed,
 		`(?:ip|address|from|host)\b.{0,20}`+ip+`.{0,80}\b`+refused, ip+`\]?,? (?:is |was |has been |has a |is on our )?(?:currently |temporarily |permanently )?`+refused,
 		listed+`:? .{0,20}`+ip, `originating from your (?:ip|netblock)`,
 	)},
