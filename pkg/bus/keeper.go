@@ -178,28 +178,21 @@ func (k *keeper) ensure(ctx context.Context, want jetstream.StreamConfig) (anew 
 // still waits in the streams or is in a consumer's hands: rows rung since then
 // may still be on their way. The zero time says that none waits.
 func (b *Bus) OldestHint(ctx context.Context) (time.Time, error) {
-	queued, ready, err := b.OldestHints(ctx)
-	if queued.IsZero() || !ready.IsZero() && ready.Before(queued) {
-		return ready, err
-	}
-	return queued, err
-}
-
-// OldestHints is OldestHint for resolvers and for delivery, each by itself.
-func (b *Bus) OldestHints(ctx context.Context) (queued, ready time.Time, err error) {
 	if up, _, why := b.state(); !up {
-		return queued, ready, fmt.Errorf("oldest hint: %w: %w", ErrDown, why)
+		return time.Time{}, fmt.Errorf("oldest hint: %w: %w", ErrDown, why)
 	}
+	var oldest time.Time
 	ctx, cancel := b.request(ctx)
 	defer cancel()
-	for name, oldest := range map[string]*time.Time{streamQueued: &queued, streamReady: &ready} {
+	for _, name := range []string{streamQueued, streamReady} {
 		stream, err := b.js.Stream(ctx, name)
 		if err != nil {
-			return time.Time{}, time.Time{}, fmt.Errorf("oldest hint: %w", err)
+			return time.Time{}, fmt.Errorf("oldest hint: %w", err)
 		}
-		if state := stream.CachedInfo().State; state.Msgs > 0 {
-			*oldest = state.FirstTime
+		state := stream.CachedInfo().State
+		if state.Msgs > 0 && (oldest.IsZero() || state.FirstTime.Before(oldest)) {
+			oldest = state.FirstTime
 		}
 	}
-	return queued, ready, nil
+	return oldest, nil
 }

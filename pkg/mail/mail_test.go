@@ -157,3 +157,29 @@ func TestSlot(t *testing.T) {
 		}
 	}
 }
+
+func TestSitesOfAProviderAreToldByItsName(t *testing.T) {
+	set := mail.Site("(mx1|mx2).big.test")
+	site := set.OfProvider("big")
+	if site != "provider:big/(mx1|mx2).big.test" || site.Group() != "provider:big" || site.Provider() != "big" || set.Provider() != "" || set.Group() != set {
+		t.Errorf("%q is of %q, %q", site, site.Group(), site.Provider())
+	}
+	if other := mail.Site("mx.else.test").OfProvider("big"); other.Slot() != site.Slot() || site.Slot() != mail.Site("provider:big").Slot() {
+		t.Errorf("sites of one provider live in slots %d and %d", site.Slot(), other.Slot())
+	}
+	for _, c := range []struct {
+		site, named mail.Site
+		want        bool
+	}{
+		{site, site, true}, {site, "provider:big", true}, {site, set, false}, {site, "provider:bi", false}, {site, "provider:bigger", false},
+		{set, set, true}, {set, "provider:big", false}, {"provider:big", site, false}, {"a", "", false},
+	} {
+		if got := c.site.Within(c.named); got != c.want {
+			t.Errorf("%q within %q: %v", c.site, c.named, got)
+		}
+		m := mail.Measure{Kind: mail.MeasureSuspend, Site: c.named, Source: "one"}
+		if got := m.Covers(mail.Traffic{Site: c.site, Source: "one"}); got != (c.want || c.named == "") {
+			t.Errorf("a measure about %q covers %q: %v", c.named, c.site, got)
+		}
+	}
+}

@@ -21,7 +21,7 @@ const (
 type Measure struct {
 	ID        int64
 	Kind      MeasureKind
-	Site      Site
+	Site      Site // "provider:NAME" is all sites of that provider
 	Source    string
 	Tenant    string
 	Campaign  string
@@ -45,7 +45,7 @@ type Traffic struct {
 
 // Covers reports whether the measure is about such mail.
 func (m *Measure) Covers(t Traffic) bool {
-	return (m.Site == "" || m.Site == t.Site) && (m.Source == "" || m.Source == t.Source) &&
+	return (m.Site == "" || t.Site.Within(m.Site)) && (m.Source == "" || m.Source == t.Source) &&
 		(m.Tenant == "" || m.Tenant == t.Tenant) && (m.Campaign == "" || m.Campaign == t.Campaign) &&
 		(m.Domain == "" || m.Domain == t.Domain)
 }

@@ -3,6 +3,7 @@ package mail
 import (
 	"hash/fnv"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -10,16 +11,51 @@ import (
 // worker at a time.
 const Slots = 64
 
-// Site is the identity to which limits apply: a provider block, the rollup
-// of a sorted MX set, or host:port of a smart host.
+// Site is a set of hosts that work, or fail, together: the rollup of a sorted
+// MX set, or host:port of a smart host. Breaker, parked mail and the limits of
+// a destination belong to it. A set of a provider with limits for all of its
+// sets is written "provider:NAME/SET": see OfProvider.
 type Site string
+
+// ofProvider begins the names of the sites of a provider, and of the provider
+// itself where operators name all of them: "provider:NAME".
+const ofProvider = "provider:"
+
+// OfProvider returns the name of the site of a provider whose limits hold for
+// all of its sites. Such sites share a slot, so that one worker counts for
+// all. The name of the provider must not contain "/".
+func (s Site) OfProvider(name string) Site { return Site(ofProvider + name + "/" + string(s)) }
+
+// Provider returns the name of the provider that the site is named after, or
+// "".
+func (s Site) Provider() string {
+	of, found := strings.CutPrefix(string(s.Group()), ofProvider)
+	if !found {
+		return ""
+	}
+	return of
+}
+
+// Group returns the name for all sites of the provider that the site is named
+// after, "provider:NAME"; of any other site its own name.
+func (s Site) Group() Site {
+	if !strings.HasPrefix(string(s), ofProvider) {
+		return s
+	}
+	group, _, _ := strings.Cut(string(s), "/")
+	return Site(group)
+}
+
+// Within reports whether the site is the named one, or one of the provider
+// that is named.
+func (s Site) Within(named Site) bool { return s == named || s.Group() == named }
 
 // Slot returns the slot that the site hashes into, 0 to Slots-1: its home, or
 // that of its first part if it is divided. It must never change for a site
-// while any mail waits for it.
+// while any mail waits for it. All sites of a provider have the same.
 func (s Site) Slot() int16 {
 	h := fnv.New32a()
-	h.Write([]byte(s))
+	h.Write([]byte(s.Group()))
 	return int16(h.Sum32() % Slots)
 }
 

@@ -126,7 +126,7 @@ func (p *provider) overlaps(other *provider) (string, bool) {
 }
 
 // wide reports whether the provider has a limit for all of its sites: then
-// they are one site, with one home.
+// they share a slot.
 func (p *provider) wide() bool {
 	return slices.ContainsFunc(p.layers, func(l layer) bool {
 		return slices.ContainsFunc(l.settings, func(s setting) bool {

@@ -9,20 +9,12 @@ import (
 )
 
 // Doubts says what can be read and is probably not what was meant: providers
-// that match the same hosts, limits of a provider that cannot be reached, and
-// rules that make nothing slower.
+// that match the same hosts, and rules that make nothing slower.
 func (s *Shaping) Doubts() (all []string) {
 	for i, p := range s.blocks.providers {
 		for _, other := range s.blocks.providers[i+1:] {
 			if m, ok := p.overlaps(other); ok {
 				all = append(all, fmt.Sprintf("%s and %s overlap: both match %s", providerBlock(p.id), providerBlock(other.id), m))
-			}
-		}
-		v := s.For(Query{Site: mail.Site(providerSite + p.id)})
-		for _, l := range v.Shared {
-			if p.wide() && l.Name == providerSite+p.id+"/" && l.Connections > v.Connections {
-				all = append(all, fmt.Sprintf("%s: connection_limit %d is the stricter one and holds for all of it, so provider_connection_limit %d is never reached",
-					providerBlock(p.id), v.Connections, l.Connections))
 			}
 		}
 		all = append(all, idleRules(&p.block, s.compute(origin{providers: [2]*provider{p}}, nil))...)

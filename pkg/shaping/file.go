@@ -104,6 +104,9 @@ func (r *reader) providers(tables map[string]any, keys []toml.Key) {
 			r.fail("%s: want a block", name)
 			continue
 		}
+		if strings.Contains(id, "/") {
+			r.fail("%s: the name of a provider must not contain /", name)
+		}
 		p := &provider{id: id}
 		if value, has := table["match"]; has {
 			match, doubts, err := readMatch(value)

@@ -50,11 +50,11 @@ func TestAFileOfKumoMTAReadsAsItStands(t *testing.T) {
 		site  mail.Site
 		want  shaping.Limits
 	}{
-		{"default", shaping.Query{Domain: "any.example", Hosts: hosts("mx.any.example")}, "",
+		{"default", shaping.Query{Domain: "any.example", Hosts: hosts("mx.any.example")}, "set",
 			shaping.Limits{Connections: 12, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000, Homes: 1}},
-		{"a provider with limits for all its sites is one site", shaping.Query{Domain: "corp.example", Site: "provider:bigbox", Hosts: hosts("mx1.bigbox.test")}, "provider:bigbox",
-			shaping.Limits{Connections: 5, ConnectionRate: minute(120), MessageRate: shaping.Rate{Events: 3000, Period: time.Hour}, MessagesPerConnection: 50, Ready: 1000, Homes: 1}},
-		{"each site of another provider counts for itself", shaping.Query{Domain: "corp.example", Site: "mx.eu.regions.test", Hosts: hosts("mx.eu.regions.test")}, "",
+		{"the limits of a provider for all its sites are not those of one", shaping.Query{Domain: "corp.example", Site: "provider:bigbox/mx1.bigbox.test", Hosts: hosts("mx1.bigbox.test")}, "provider:bigbox/set",
+			shaping.Limits{Connections: 12, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 50, Ready: 1000, Homes: 1}},
+		{"each site of another provider counts for itself", shaping.Query{Domain: "corp.example", Site: "mx.eu.regions.test", Hosts: hosts("mx.eu.regions.test")}, "set",
 			shaping.Limits{Connections: 10, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 80, Ready: 1000, Homes: 1}},
 		{"a source of a domain apart", shaping.Query{Domain: "apart.example", Site: "domain:apart.example", Source: "my source name"}, "domain:apart.example",
 			shaping.Limits{Connections: 6, ConnectionRate: minute(120), MessageRate: minute(1000), MessagesPerConnection: 7, Ready: 1000, Homes: 1}},
@@ -63,12 +63,12 @@ func TestAFileOfKumoMTAReadsAsItStands(t *testing.T) {
 			if diff := cmp.Diff(c.want, s.For(c.query).Limits); diff != "" {
 				t.Error(diff)
 			}
-			if site := s.Site(c.query.Domain, c.query.Hosts); site != c.site {
+			if site := s.Site(c.query.Domain, c.query.Hosts, "set"); site != c.site {
 				t.Errorf("site %q, want %q", site, c.site)
 			}
 		})
 	}
-	v := s.For(shaping.Query{Domain: "slow.example", Site: "provider:bigbox"})
+	v := s.For(shaping.Query{Domain: "slow.example", Site: "provider:bigbox/mx1.bigbox.test"})
 	var said []string
 	for _, r := range v.Rules {
 		said = append(said, fmt.Sprint(r.Block, r.Patterns, r.Actions, r.Threshold, r.Duration, r.Internal))
@@ -172,7 +172,7 @@ connection_limit = 1
 	if v := s.For(shaping.Query{Domain: "b.example", Hosts: hosts("mx.b.test")}); v.Connections != 10 {
 		t.Errorf("unset: %+v", v.Limits)
 	}
-	if b, c := s.Site("b.example", nil), s.Site("c.example", nil); b != "" || c != "domain:c.example" {
+	if b, c := s.Site("b.example", nil, "set"), s.Site("c.example", nil, "set"); b != "set" || c != "domain:c.example" {
 		t.Errorf("mx_rollup: sites %q and %q", b, c)
 	}
 }
@@ -400,18 +400,18 @@ func TestEveryPresetLoadsWithoutAWord(t *testing.T) {
 			messages    int
 			tls         mail.TLSLevel
 		}{
-			{"gmail-smtp-in.l.google.com", "provider:google", "google", 5, 50, mail.TLSVerify},
-			{"mta5.am0.yahoodns.net", "", "yahoo", 10, 20, mail.TLSMay},
-			{"outlook-com.olc.protection.outlook.com", "provider:outlook", "outlook", 5, 50, mail.TLSMay},
-			{"example-com.mail.protection.outlook.com", "provider:office365", "office365", 5, 50, mail.TLSMay},
-			{"example-com.p-v1.mx.microsoft", "provider:office365-dane", "office365-dane", 5, 50, mail.TLSMay},
-			{"mx01.mail.icloud.com", "provider:apple", "apple", 10, 5, mail.TLSMay},
-			{"mx1a1.comcast.net", "", "comcast", 25, 1000, mail.TLSVerify},
-			{"smtp-in.orange.fr", "provider:orange", "orange", 2, 100, mail.TLSVerify},
-			{"eu-smtp-inbound-1.mimecast.com", "", "mimecast", 10, 100, mail.TLSMay},
-			{"mx00.gmx.net", "", "gmx", 4, 20, mail.TLSVerify},
+			{"gmail-smtp-in.l.google.com", "provider:google/set", "google", 10, 50, mail.TLSVerify},
+			{"mta5.am0.yahoodns.net", "set", "yahoo", 10, 20, mail.TLSMay},
+			{"outlook-com.olc.protection.outlook.com", "provider:outlook/set", "outlook", 10, 50, mail.TLSMay},
+			{"example-com.mail.protection.outlook.com", "provider:office365/set", "office365", 10, 50, mail.TLSMay},
+			{"example-com.p-v1.mx.microsoft", "provider:office365-dane/set", "office365-dane", 10, 50, mail.TLSMay},
+			{"mx01.mail.icloud.com", "provider:apple/set", "apple", 10, 5, mail.TLSMay},
+			{"mx1a1.comcast.net", "set", "comcast", 25, 1000, mail.TLSVerify},
+			{"smtp-in.orange.fr", "provider:orange/set", "orange", 10, 100, mail.TLSVerify},
+			{"eu-smtp-inbound-1.mimecast.com", "set", "mimecast", 10, 100, mail.TLSMay},
+			{"mx00.gmx.net", "set", "gmx", 4, 20, mail.TLSVerify},
 		} {
-			site := s.Site("a.example", hosts(c.host))
+			site := s.Site("a.example", hosts(c.host), "set")
 			v := s.For(shaping.Query{Domain: "a.example", Site: site, Hosts: hosts(c.host)})
 			if site != c.site || v.Provider != c.provider || v.Connections != c.connections || v.MessagesPerConnection != c.messages || v.TLS != c.tls {
 				t.Errorf("%s: site %q, provider %q, TLS %s, %+v", c.host, site, v.Provider, v.TLS, v.Limits)

@@ -74,7 +74,7 @@ func TestALargeFileShapesAsItsGrammarSays(t *testing.T) {
 		}
 		site := mail.Site(fmt.Sprintf("(a|b).mx.p%d.test", n))
 		wide := n%2 == 0
-		if got := s.Site("any.example", mx); wide && got != mail.Site(fmt.Sprintf("provider:p%d", n)) || !wide && got != "" {
+		if got := s.Site("any.example", mx, site); wide && got != site.OfProvider(fmt.Sprintf("p%d", n)) || !wide && got != site {
 			t.Fatalf("provider %d: site %q", n, got)
 		} else if wide {
 			site = got
@@ -108,8 +108,8 @@ func TestALargeFileShapesAsItsGrammarSays(t *testing.T) {
 	for n := range largeDomains {
 		domain := mail.Domain(fmt.Sprintf("d%d.example", n))
 		mx := hosts(fmt.Sprintf("mx.d%d.test", n))
-		site := s.Site(domain, mx)
-		if n%4 == 0 && site != "domain:"+mail.Site(domain) || n%4 != 0 && site != "" {
+		site := s.Site(domain, mx, "set")
+		if n%4 == 0 && site != "domain:"+mail.Site(domain) || n%4 != 0 && site != "set" {
 			t.Fatalf("%s: site %q", domain, site)
 		}
 		for _, source := range []string{"", "warm"} {
@@ -150,7 +150,7 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, q := range []shaping.Query{{}, {Domain: "a.example", Site: "provider:p", Hosts: hosts("h.test"), Source: "s"}, {Domain: "example.com", Site: "h.test"}} {
+		for _, q := range []shaping.Query{{}, {Domain: "a.example", Site: "provider:p/h.test", Hosts: hosts("h.test"), Source: "s"}, {Domain: "example.com", Site: "h.test"}} {
 			v := s.For(q)
 			if v.Connections < 1 || v.Ready < 1 || v.MessagesPerConnection < 1 || v.RecipientsPerTransaction < 1 {
 				t.Fatalf("%+v: %+v", q, v)
@@ -176,7 +176,7 @@ func BenchmarkFor(b *testing.B) {
 		name  string
 		query shaping.Query
 	}{
-		{"provider site", shaping.Query{Domain: "any.example", Site: "provider:p28", Hosts: five}},
+		{"provider site", shaping.Query{Domain: "any.example", Site: "provider:p28/(a|b).mx.p28.test", Hosts: five}},
 		{"rollup of a provider", shaping.Query{Domain: "any.example", Site: "mx.p29.test", Hosts: five}},
 		{"no block", shaping.Query{Domain: "any.example", Site: "mx.any.test", Hosts: hosts("mx.any.test")}},
 		{"domain", shaping.Query{Domain: "d7.example", Site: "mx.d7.test", Hosts: hosts("mx.d7.test")}},

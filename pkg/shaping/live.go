@@ -76,9 +76,9 @@ func (l *Live) Now() *Shaping { return l.current.Load() }
 // For returns the values that hold now; see Shaping.
 func (l *Live) For(q Query) Values { return l.Now().For(q) }
 
-// Site returns the site that the files give to a domain now; see Shaping.
-func (l *Live) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
-	return l.Now().Site(domain, hosts)
+// Site returns the site of mail to a domain now; see Shaping.
+func (l *Live) Site(domain mail.Domain, hosts []mail.Host, set mail.Site) mail.Site {
+	return l.Now().Site(domain, hosts, set)
 }
 
 // Measures returns the measures that hold now.

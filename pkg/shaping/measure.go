@@ -80,7 +80,7 @@ func (s *Shaping) measured(o origin) []layer {
 	var layers []layer
 	for _, m := range s.measures {
 		ofDomain := m.Domain != "" && m.Domain == o.domain
-		ofSite := m.Site != "" && m.Site == o.site && (m.Source == "" || m.Source == o.source)
+		ofSite := m.Site != "" && (m.Site == o.site || m.Site == o.group) && (m.Source == "" || m.Source == o.source)
 		if ofDomain || ofSite {
 			layers = append(layers, m.layer)
 		}

@@ -118,10 +118,9 @@ func (c Config) Texts() ([]Text, error) {
 	return texts, nil
 }
 
-// The sites that the file gives names to.
 const (
-	domainSite   = "domain:"
-	providerSite = "provider:"
+	domainSite   = "domain:"   // begins the sites of domains that are apart
+	providerSite = "provider:" // begins the shared limits of providers, and the names of their sites
 )
 
 // Query is what values are asked for.
@@ -136,7 +135,8 @@ type Query struct {
 // the files and measures distinguish, not as many as there are domains.
 type origin struct {
 	providers [2]*provider
-	site      mail.Site
+	site      mail.Site // if a block or a measure has its name
+	group     mail.Site // the provider that it is named after, if a measure is about all of its sites
 	domain    mail.Domain
 	source    string
 	byDomain  bool // a provider holds by the name of the domain: its limits are not those of the site's other domains
@@ -169,7 +169,7 @@ func (s *Shaping) origin(q Query) (o origin, more []*provider) {
 		q.Domain = mail.Domain(of)
 	}
 	n := 0
-	named := ProviderOf(q.Site)
+	named := q.Site.Provider()
 	for _, p := range s.blocks.providers {
 		if p.id != named {
 			switch {
@@ -189,8 +189,11 @@ func (s *Shaping) origin(q Query) (o origin, more []*provider) {
 	if n <= len(o.providers) {
 		more = nil
 	}
-	if named != "" || s.knowsSite(q.Site) {
+	if s.knowsSite(q.Site) {
 		o.site = q.Site
+	}
+	if group := q.Site.Group(); group != q.Site && s.measuresSite(group) {
+		o.group = group
 	}
 	if s.blocks.names[string(q.Domain)] != nil || s.measuresDomain(q.Domain) {
 		o.domain = q.Domain
@@ -279,20 +282,20 @@ func (all *blocks) each(f func(*block)) {
 	}
 }
 
-// Site returns the site that the files give to domain: "domain:example.com"
-// when its block has mx_rollup = false, or "provider:name" when a limit holds
-// for all sites of the provider that serves it; "" if they say nothing and
-// the site is the rollup of the hosts.
-func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host) mail.Site {
+// Site returns the site of mail to a domain by the set of its hosts:
+// "domain:example.com" when its block has mx_rollup = false; the set itself,
+// under the name of its provider when a limit holds for all sites of that; else
+// the set.
+func (s *Shaping) Site(domain mail.Domain, hosts []mail.Host, set mail.Site) mail.Site {
 	if b := s.blocks.names[string(domain)]; b != nil && b.apart {
 		return mail.Site(domainSite + string(domain))
 	}
 	for _, p := range s.blocks.providers {
 		if p.wide() && p.matches(domain, hosts) {
-			return mail.Site(providerSite + p.id)
+			return set.OfProvider(p.id)
 		}
 	}
-	return ""
+	return set
 }
 
 // ProvidersOf returns the names of the providers that match a domain.
@@ -316,16 +319,6 @@ func (s *Shaping) Rollups() []mail.Domain {
 	}
 	slices.Sort(all)
 	return all
-}
-
-// ProviderOf returns the name of the provider block that site is named after,
-// or "". There are few enough to be a label of a metric.
-func ProviderOf(site mail.Site) string {
-	id, ok := strings.CutPrefix(string(site), providerSite)
-	if !ok {
-		return ""
-	}
-	return id
 }
 
 // Origin says which block set a key, and to what.

@@ -137,8 +137,8 @@ func TestLayersOfSources(t *testing.T) {
 		{"the source of a provider is below its site and domain, theirs are above all",
 			shaping.Query{Domain: "one.example", Site: "mx.big.test", Hosts: hosts("mx.big.test"), Source: "warm"},
 			shaping.Limits{Connections: 30, ConnectionRate: rate(60, time.Second), MessageRate: rate(50, time.Second), MessagesPerConnection: 70, Ready: 11, Homes: 1}},
-		{"a provider bounds the site that is named after it", shaping.Query{Site: "provider:big", Source: "warm"},
-			shaping.Limits{Connections: 3, ConnectionRate: rate(30, time.Second), MessageRate: rate(200, time.Minute), MessagesPerConnection: 100, Ready: 11, Homes: 1}},
+		{"a site that is named after its provider has the values of that", shaping.Query{Site: "provider:big/mx.big.test", Source: "warm"},
+			shaping.Limits{Connections: 30, ConnectionRate: rate(30, time.Second), MessageRate: rate(30, time.Second), MessagesPerConnection: 100, Ready: 11, Homes: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if diff := cmp.Diff(c.want, s.For(c.query).Limits); diff != "" {
@@ -150,7 +150,7 @@ func TestLayersOfSources(t *testing.T) {
 
 func TestLimitsThatAreShared(t *testing.T) {
 	s := mustLoad(t, layered)
-	got := s.For(shaping.Query{Domain: "one.example", Site: "provider:big", Source: "warm"})
+	got := s.For(shaping.Query{Domain: "one.example", Site: "provider:big/mx.big.test", Source: "warm"})
 	want := []shaping.Shared{
 		{Name: "all", MessageRate: shaping.Rate{Events: 900, Period: time.Hour}},
 		{Name: "evening", MessageRate: shaping.Rate{Events: 10, Period: time.Hour}},
@@ -233,7 +233,7 @@ func TestLayers(t *testing.T) {
 		{"smart host by site", "any.example", "relay.example:2525", hosts("relay.example"), func(v shaping.Values) bool {
 			return v.Ready == 7 && v.TLS == mail.TLSMay && v.Named
 		}},
-		{"the site of a provider, without a domain", "", "provider:google", nil, func(v shaping.Values) bool {
+		{"a site of a provider, without a domain", "", "provider:google/aspmx.l.google.com", nil, func(v shaping.Values) bool {
 			return v.Connections == 5 && !v.Named
 		}},
 		{"the site of a domain, without a domain", "", "domain:apart.example", nil, func(v shaping.Values) bool {
@@ -256,12 +256,12 @@ func TestSite(t *testing.T) {
 		want   mail.Site
 	}{
 		{"apart.example", hosts("aspmx.l.google.com"), "domain:apart.example"},
-		{"corp.example", hosts("aspmx.l.google.com"), ""},
-		{"corp.wide.example", nil, "provider:wide"},
-		{"else.example", hosts("mx.else.example"), ""},
-		{"else.example", nil, ""},
+		{"corp.example", hosts("aspmx.l.google.com"), "set"},
+		{"corp.wide.example", nil, "provider:wide/set"},
+		{"else.example", hosts("mx.else.example"), "set"},
+		{"else.example", nil, "set"},
 	} {
-		if got := s.Site(c.domain, c.hosts); got != c.want {
+		if got := s.Site(c.domain, c.hosts, "set"); got != c.want {
 			t.Errorf("%s: got site %q, want %q", c.domain, got, c.want)
 		}
 	}
@@ -409,13 +409,10 @@ provider_connection_limit = 2
 connection_limit = 4
 `)
 	for range 20 {
-		site := s.Site("x.both.example", nil)
-		if id := shaping.ProviderOf(site); id != "b" {
+		site := s.Site("x.both.example", nil, "set")
+		if id := site.Provider(); id != "b" {
 			t.Fatalf("got provider %q of site %q, want the first of the file each time", id, site)
 		}
-	}
-	if id := shaping.ProviderOf("mx.example"); id != "" {
-		t.Errorf("a rollup has provider %q", id)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 
 // Limits are the values that belong to one source at one site: all mail that
 // leaves from the source for the site counts against them, whatever its
-// domain. Without sources they are those of the site.
+// domain. Without sources they are those of the site. Those of default and of a
+// provider hold for each site that they concern, as with KumoMTA.
 type Limits struct {
 	Connections           int  // connection_limit: open at once, 1 or more
 	ConnectionRate        Rate // max_connection_rate
@@ -23,13 +24,17 @@ type Limits struct {
 
 // Shared is a limit that mail counts against besides Limits: all mail whose
 // values have one of the same name counts against it together, to whatever
-// site and from whatever source. SelectionRate is of each site.
+// site and from whatever source. SelectionRate is of each site, but for that of
+// a provider.
 type Shared struct {
 	Name          string
 	Connections   int  // open at once; 0 sets no bound
 	MessageRate   Rate // of transactions
 	SelectionRate Rate // of messages for which a source is chosen
 }
+
+// OfProvider reports whether the limit is one of a provider, for one source.
+func (l *Shared) OfProvider() bool { return strings.HasPrefix(l.Name, providerSite) }
 
 // Values are all the values for one domain at one site, from one source.
 type Values struct {
@@ -38,8 +43,9 @@ type Values struct {
 	// source_selection_rate. It holds a new source back while it warms up.
 	SelectionRate Rate
 	// Shared are the limits that hold for more than one source at one site,
-	// sorted by name: provider_connection_limit and provider_max_message_rate
-	// as "provider:NAME/SOURCE", for all sites of a provider, and those of
+	// sorted by name: provider_connection_limit, provider_max_message_rate and
+	// provider_source_selection_rate as "provider:NAME/SOURCE" (see
+	// Shared.Provider), for all sites of a provider, and those of
 	// additional_connection_limits, additional_message_rate_throttles and
 	// additional_source_selection_rates under the names of the file.
 	Shared []Shared
@@ -131,16 +137,9 @@ func share(limits *map[string]Shared, name string, change func(*Shared)) {
 	(*limits)[name] = l
 }
 
-// finish returns the values for mail from a source. What a provider allows in
-// all bounds what a site that is named after it may have.
+// finish returns the values for mail from a source.
 func (d *draft) finish(o origin) Values {
 	for name, l := range d.provider {
-		if ProviderOf(o.site) == name {
-			if l.Connections > 0 {
-				d.Connections = min(d.Connections, l.Connections)
-			}
-			d.MessageRate = d.MessageRate.Slower(l.MessageRate)
-		}
 		l.Name = providerSite + name + "/" + o.source
 		d.Shared = append(d.Shared, l)
 	}

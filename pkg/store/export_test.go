@@ -38,7 +38,7 @@ func (s *Store) BacklogStatements(site mail.Site) map[string]BacklogStatement {
 	slots := []int16{3}
 	return map[string]BacklogStatement{
 		"sites":  {s.plain, parkedSites, []any{slots}},
-		"lag":    {s.plain, homelessLag, []any{slots}},
+		"lag":    {s.plain, parkedLag, []any{slots}},
 		"flows":  {s.plain, parkedFlows, []any{int16(3), site, false, int16(0), "", "", "", 100}},
 		"pull":   {s.relaxed, pullRows, []any{1, site, []int16{0, 0}, []string{"", ""}, []string{"a", "b"}, []string{"", ""}, []int{5, 5}, int16(3)}},
 		"ring":   {s.plain, ringRows, []any{10, time.Now(), Rearm, late, maxRepeats}},

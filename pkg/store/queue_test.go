@@ -30,7 +30,7 @@ func TestRing(t *testing.T) {
 	if n, err := f.Unring(t.Context(), 10); err != nil || n != 1 {
 		t.Errorf("after the loss of the bus %d became due, %v; want 1", n, err)
 	}
-	if lag, err := f.Lag(t.Context()); err != nil || lag.Waiting <= 0 || lag.Homeless != 0 || lag.Reports != 0 {
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Waiting <= 0 || lag.Parked != 0 || lag.Reports != 0 {
 		t.Errorf("lag %+v, %v; want only waiting", lag, err)
 	}
 	if n := len(f.ring(t, store.RingOptions{})); n != 1 {
@@ -168,8 +168,8 @@ func TestParkAndPull(t *testing.T) {
 	if len(reqs[0].Recipients) != 2 || len(reqs[1].Recipients) != 1 {
 		t.Fatalf("parked %d and %d", len(reqs[0].Recipients), len(reqs[1].Recipients))
 	}
-	if lag, err := f.Lag(t.Context()); err != nil || lag.Homeless <= 0 || lag.Waiting != 0 {
-		t.Errorf("lag %+v, %v; want only what is parked without a home", lag, err)
+	if lag, err := f.Lag(t.Context()); err != nil || lag.Parked <= 0 || lag.Waiting != 0 {
+		t.Errorf("lag %+v, %v; want only parked", lag, err)
 	}
 	w := f.worker(t)
 	if late := f.claim(t, w, low); len(late.Recipients) != 0 {
@@ -200,41 +200,6 @@ func TestParkAndPull(t *testing.T) {
 		t.Fatalf("pulled %+v; want both recipients in one request", got)
 	}
 	f.balanced(t)
-}
-
-// Only mail that a worker more would move is a reason for one more: what waits
-// for its site, or for the end of a suspension, is not.
-func TestLagOfDelivery(t *testing.T) {
-	f := setup(t)
-	sub := submission(1)
-	f.accept(t, sub)
-	r := route("mx.example.org")
-	must(t, f.Park(t.Context(), 0, []*mail.DeliveryRequest{request(sub, r)}))
-	lag := func() time.Duration {
-		t.Helper()
-		l, err := f.Lag(t.Context())
-		must(t, err)
-		return l.Homeless
-	}
-	if lag() <= 0 {
-		t.Error("no lag although the slot never had a home")
-	}
-	w := f.worker(t)
-	if taken, err := f.TakeSlots(t.Context(), w, time.Minute, []int16{r.Site.Slot()}); err != nil || len(taken) != 1 {
-		t.Fatalf("took %v, %v", taken, err)
-	}
-	f.exec(t, "UPDATE slots SET lease_until = now() + interval '1 minute' WHERE slot <> $1", r.Site.Slot())
-	if d := lag(); d != 0 {
-		t.Errorf("a lag of %v although the home of the site lives: the mail waits for the site", d)
-	}
-	f.exec(t, "UPDATE slots SET lease_until = now() - interval '1 millisecond' WHERE slot = $1", r.Site.Slot())
-	if d := lag(); d <= 0 || d > 30*time.Second {
-		t.Errorf("a lag of %v, want the time since the home died", d)
-	}
-	f.exec(t, "SELECT suspend_site($1, '1 hour', 'test')", string(r.Site))
-	if d := lag(); d != 0 {
-		t.Errorf("a lag of %v of a site that is suspended", d)
-	}
 }
 
 func TestPullWithoutRouteGoesBackToTheResolver(t *testing.T) {
@@ -495,8 +460,10 @@ func TestEndWorkerGivesBack(t *testing.T) {
 func TestSites(t *testing.T) {
 	f := setup(t)
 	site := mail.Site("mx.example.org")
-	if got, want := one[int16](t, f, "SELECT site_slot($1)", string(site)), site.Slot(); got != want {
-		t.Errorf("site_slot in SQL is %d, in Go %d", got, want)
+	for _, s := range []mail.Site{site, site.OfProvider("big"), "provider:big", "provider:bücher/mx", "provided/by.us"} {
+		if got, want := one[int16](t, f, "SELECT site_slot($1)", string(s)), s.Slot(); got != want {
+			t.Errorf("site_slot of %q in SQL is %d, in Go %d", s, got, want)
+		}
 	}
 	home := f.worker(t)
 	if _, err := f.TakeSlots(t.Context(), home, time.Hour, []int16{site.Slot()}); err != nil {
@@ -513,6 +480,26 @@ func TestSites(t *testing.T) {
 	}
 	if n := one[int](t, f, "SELECT resume_site($1)", string(site)); n != 1 {
 		t.Errorf("resume_site changed %d", n)
+	}
+}
+
+// Operators name a provider and mean all of its sites.
+func TestAProviderIsSuspendedAsAWhole(t *testing.T) {
+	f := setup(t)
+	for _, c := range []struct {
+		site, named mail.Site
+		want        bool
+	}{
+		{"provider:big/a.test", "provider:big", true}, {"provider:big/a.test", "provider:big/a.test", true}, {"provider:big", "provider:big", true},
+		{"provider:bigger/a.test", "provider:big", false}, {"a.test", "a.test", true}, {"a.test/b", "a.test", false},
+	} {
+		if got := one[bool](t, f, "SELECT site_within($1, $2)", string(c.site), string(c.named)); got != c.want || got != c.site.Within(c.named) {
+			t.Errorf("%q within %q: %v in SQL, %v in Go", c.site, c.named, got, c.site.Within(c.named))
+		}
+	}
+	f.exec(t, "SELECT suspend_site('provider:big/a.test', '1 hour', 'one'), suspend_site('provider:big', '2 hours', 'all'), suspend_site('provider:bigger', '1 hour', 'else')")
+	if n := one[int](t, f, "SELECT resume_site('provider:big')"); n != 2 {
+		t.Errorf("resume_site ended %d suspensions, want that of the provider and that of its site", n)
 	}
 }
 

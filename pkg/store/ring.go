@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -228,60 +229,45 @@ func (s *Store) Expire(ctx context.Context, limit int) (expired int, reports []m
 // Lag is how long the oldest work of a stage has been due: zero when nothing
 // is.
 type Lag struct {
-	Waiting  time.Duration // recipients that are due and not rung: scheduler
-	Homeless time.Duration // mail that is parked in slots without a home: delivery
-	Reports  time.Duration // reports that are due: bounce
+	Waiting time.Duration // recipients that are due and not rung: scheduler
+	Parked  time.Duration // age of the oldest message that waits in a flow of the highest priority of its site: delivery
+	Reports time.Duration // reports that are due: bounce
 }
 
-// Mail that is parked waits for its site as long as its slot has a home: for
-// the pace that the site takes, for a host that does not answer, for the end of
-// a suspension. No worker more would move it. In a slot without a home it has
-// waited since the last one's lease ended, or all its time if there was none.
 // Of the flow that is highest in the index, so that nothing is sorted: rows
 // are compared as in pullRows.
-const homelessLag = parkedIn + `SELECT oldest.queue_id, CASE WHEN isfinite(s.lease_until) THEN now() - s.lease_until END
+const parkedLag = parkedIn + `SELECT oldest.queue_id
 FROM found f
-JOIN slots s ON s.slot = f.slot
 CROSS JOIN LATERAL (SELECT r.priority, r.pool, r.tenant, r.campaign FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
                     ORDER BY r.priority DESC, r.pool DESC, r.tenant DESC, r.campaign DESC LIMIT 1) flow
 CROSS JOIN LATERAL (SELECT r.queue_id FROM recipients r WHERE r.slot = f.slot AND r.site = f.site
                       AND (r.priority, r.pool, r.tenant, r.campaign) >= (flow.priority, flow.pool, flow.tenant, flow.campaign)
                       AND (r.priority, r.pool, r.tenant, r.campaign) <= (flow.priority, flow.pool, flow.tenant, flow.campaign)
                     ORDER BY r.priority, r.pool, r.tenant, r.campaign, r.queue_id LIMIT 1) oldest
-WHERE NOT EXISTS (SELECT FROM sites WHERE sites.site = f.site AND sites.suspended_until > now())`
+ORDER BY oldest.queue_id
+LIMIT 1`
 
 // Lag reads the ends of indexes: its cost grows with the number of sites that
-// have recipients parked in slots without a home, not with the number of
-// recipients.
+// have parked recipients, not with the number of recipients.
 func (s *Store) Lag(ctx context.Context) (l Lag, err error) {
 	const q = `SELECT
     coalesce((SELECT now() - min(next_attempt_at) FROM recipients
               WHERE next_attempt_at <= now() AND state = 'queued' AND worker_id IS NULL AND slot IS NULL), '0'),
-    coalesce((SELECT now() - min(due_at) FROM reports WHERE due_at <= now()), '0'),
-    ARRAY(SELECT slot FROM slots WHERE worker_id IS NULL OR lease_until <= now())`
-	var homeless []int16
-	if err := s.plain.QueryRow(ctx, q).Scan(&l.Waiting, &l.Reports, &homeless); err != nil {
+    coalesce((SELECT now() - min(due_at) FROM reports WHERE due_at <= now()), '0')`
+	if err := s.plain.QueryRow(ctx, q).Scan(&l.Waiting, &l.Reports); err != nil {
 		return Lag{}, fmt.Errorf("lag: %w", err)
 	}
-	if len(homeless) == 0 {
-		return l, nil
-	}
-	rows, err := s.plain.Query(ctx, homelessLag, homeless)
-	if err != nil {
-		return Lag{}, fmt.Errorf("lag: %w", err)
+	slots := make([]int16, mail.Slots)
+	for i := range slots {
+		slots[i] = int16(i)
 	}
 	var parked mail.QueueID
-	var since *time.Duration
-	_, err = pgx.ForEachRow(rows, []any{&parked, &since}, func() error {
-		waits := max(time.Since(parked.Time()), 0)
-		if since != nil {
-			waits = min(waits, *since)
-		}
-		l.Homeless = max(l.Homeless, waits)
-		return nil
-	})
-	if err != nil {
+	switch err := s.plain.QueryRow(ctx, parkedLag, slots).Scan(&parked); {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
 		return Lag{}, fmt.Errorf("lag: %w", err)
+	default:
+		l.Parked = max(time.Since(parked.Time()), 0)
 	}
 	return l, nil
 }

@@ -56,7 +56,7 @@ func (a *attempt) connect(ctx context.Context) bool {
 	targets = slices.DeleteFunc(targets, func(t target) bool {
 		return slices.Contains(j.tried, t.addr) || a.source.reach&familyOf(t.addr.Addr()) == 0
 	})
-	targets = targets[:min(len(targets), max(maxAddresses-len(j.tried), 1))]
+	targets = balance(targets, max(maxAddresses-len(j.tried), 1))
 	a.channel = channelOf(j.request)
 	credential, err := a.credential(ctx, a.channel.credential)
 	if err != nil {
@@ -84,31 +84,53 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.settleAll(answer, v)
 			return false
 		}
-		if (i > 0 || retry.again()) && !a.waitToConnect(ctx) {
+		if (i > 0 || retry.again()) && !a.waitToConnect(a.opening) {
+			a.lane.probed()
 			a.putBack(j)
 			return false
 		}
 		o := a.tlsOptions(t.addr, retry)
 		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
-		o.Timeouts, o.Observe = timeouts, a.saw
+		o.Timeouts, o.Observe = timeouts, a.sawOpening
 		o.Lockstep = a.lockstep.has(t.addr)
 		o.ImplicitTLS, o.LMTP, o.Auth = a.channel.implicitTLS, a.channel.lmtp, credential
-		conn, answer := smtpclient.Dial(ctx, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
-		if errors.Is(answer.Err, egress.ErrEgress) {
+		conn, answer := smtpclient.Dial(a.opening, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
+		told := conn == nil && a.opening.Err() != nil // to end: what went wrong is no fault of the way
+		if errors.Is(answer.Err, egress.ErrEgress) && !told {
 			a.goElsewhere(answer)
 			return false
 		}
 		a.lane.connectionSeen(conn != nil || answer.Phase != mail.PhaseConnect)
 		if conn != nil {
 			a.conn, a.target = conn, t
-			a.site.reached(t.addr)
+			a.greet(t.addr)
 			a.metrics.connected(ctx, "greeted")
 			a.reportTLS(t, o, answer)
 			a.rememberTLS(t, retry)
 			return true
 		}
+		if a.moves() {
+			a.lane.probed()
+			a.putBack(j)
+			return false
+		}
 		a.metrics.connected(ctx, string(answer.Phase))
 		a.target = t
+		if a.gaveWay() {
+			answer.Reply, answer.Err = mail.Reply{}, errGiveWay
+			if answer.Phase == mail.PhaseStartTLS {
+				answer.Phase = mail.PhaseHello // it says nothing of TLS
+			}
+			a.site.wasHung()
+			if i < len(targets)-1 {
+				// The next address has its turn when the site has.
+				a.lane.blame(t.addr)
+				a.lane.probed()
+				j.tried = append(j.tried, t.addr)
+				a.putBack(j)
+				return false
+			}
+		}
 		a.reportTLS(t, o, answer)
 		a.heard(j.request.Recipients[0].Domain, answer)
 		if a.isBlocked(answer.Reply) {
@@ -173,15 +195,24 @@ func (a *attempt) putDownAll(o outage) {
 }
 
 // waitToConnect waits until the connection rate of the site allows one more.
-// False means that none will be.
+// False means that none will be, or that ctx is done.
 func (a *attempt) waitToConnect(ctx context.Context) bool {
-	for {
+	for ctx.Err() == nil {
 		at, may := a.lane.connecting()
-		if !may || at.IsZero() || ctx.Err() != nil {
+		if !may || at.IsZero() {
 			return may
 		}
 		sleepUntil(ctx, at)
 	}
+	return false
+}
+
+// sawOpening sees the steps before a host has greeted.
+func (a *attempt) sawOpening(step smtpclient.Step) {
+	if step.Phase == mail.PhaseConnect && step.Err == nil {
+		a.connected()
+	}
+	a.saw(step)
 }
 
 // waitToMail waits until the site's limits allow one more transaction for a

@@ -87,10 +87,33 @@ func (l *lane) connectionSeen(seen bool) {
 	over(&l.connections, seen)
 }
 
-// reached says that a host has greeted.
+// reached says that a host has answered.
 func (s *site) reached(addr netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.answered(addr)
+}
+
+// greet says that a host has greeted the session.
+func (ss *session) greet(addr netip.AddrPort) {
+	s := ss.site
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ss.greeted = true
+	s.opening--
+	now := time.Now()
+	for _, st := range ss.seats {
+		st.greet(now)
+	}
+	if first := !s.greeted || s.hung; first && len(ss.seats) > 0 {
+		defer s.dispatch() // it may have waited for this
+	}
+	s.answered(addr)
+}
+
+// answered is reached for a caller that holds mu.
+func (s *site) answered(addr netip.AddrPort) {
+	s.greeted, s.hung = true, false
 	back := s.failures.succeeded(addr)
 	if back || s.breaker.isOpen() {
 		s.noteOutage(time.Now())
@@ -112,7 +135,8 @@ func (s *site) unreached(o outage) []*job {
 	defer s.mu.Unlock()
 	s.outage = o
 	now := time.Now()
-	opened := s.breaker.unreached(now, s.longest)
+	// One dial without an answer is enough where each takes the place of others.
+	opened := s.breaker.unreached(now, s.longest, s.hung && !s.greeted)
 	if s.breaker.isOpen() {
 		s.noteOutage(now)
 	}
@@ -142,6 +166,29 @@ func (l *lane) wentWell() {
 	l.concurrency.Succeeded()
 }
 
+// probed says that a session ends before it is known whether a host answers.
+func (l *lane) probed() {
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	l.site.breaker.probing = false
+}
+
+// wasHung says that a dial without an answer has given way to others.
+func (s *site) wasHung() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hung = true
+}
+
+// connected says that a host has taken the connection.
+func (ss *session) connected() {
+	ss.site.mu.Lock()
+	defer ss.site.mu.Unlock()
+	for _, st := range ss.seats {
+		st.connected()
+	}
+}
+
 // neverBegan says that a session ends without an attempt to connect.
 func (l *lane) neverBegan() {
 	l.site.mu.Lock()
@@ -159,12 +206,13 @@ func (s *site) abandon() {
 	}
 }
 
-// servesOn reports whether a connection of the lane that has served so many
+// servesOn reports whether a connection that has served so many
 // transactions may serve another one: not if it has served its share, or if
 // more are open than the limits allow by now.
-func (l *lane) servesOn(used int) bool {
+func (ss *session) servesOn(used int) bool {
+	l := ss.lane
 	l.site.mu.Lock()
 	defer l.site.mu.Unlock()
-	return !l.closed && used < l.limits.MessagesPerConnection && l.inUse() <= l.concurrency.Allowed() && !slices.ContainsFunc(l.joints, (*joint).crowded) &&
+	return !l.closed && used < l.limits.MessagesPerConnection && l.inUse() <= l.concurrency.Allowed() && !slices.ContainsFunc(ss.seats, (*seat).isCrowded) &&
 		l.site.openIsFair(len(l.site.sessions))
 }

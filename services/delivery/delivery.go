@@ -95,6 +95,8 @@ type worker struct {
 	sites     map[sitePart]*site
 	remnants  map[sitePart][]*site // as they were when their slot was lost
 	divisions mail.Divisions
+	suspended suspensions
+	memories  memories
 
 	shareNow chan struct{} // holds at most one signal
 	sharing  sync.Mutex    // guards the two below
@@ -136,6 +138,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			sites:       map[sitePart]*site{},
 			remnants:    map[sitePart][]*site{},
 			joints:      map[string]*joint{},
+			memories:    memories{},
 		}
 		w.claims = newBatcher(claimBatch, w.claim)
 		w.loads = newBatcher(loadBatch, w.dispatch).lingers(loadLinger, always)
@@ -262,15 +265,12 @@ func (w *worker) end() error {
 	return errors.Join(w.tlsReports.flush(ctx), w.leaveShares(ctx), w.store.EndWorker(ctx, w.id))
 }
 
-// startSession opens a connection for a job on a lane. Caller holds the
-// site's mu.
-func (w *worker) startSession(l *lane, j *job) *session {
-	ss := newSession(w, l)
+// startSession opens a connection for a job. Caller holds the site's mu.
+func (w *worker) startSession(ss *session, j *job) {
 	w.sessions.Go(func() error {
 		ss.run(j)
 		return nil
 	})
-	return ss
 }
 
 // freeJobs returns how many more jobs may wait in memory.

@@ -12,6 +12,7 @@ func (s *site) dispatch() {
 	s.wake = time.Time{}
 	for s.ready.len() > 0 && s.mayBegin(now) && s.assign(now) {
 	}
+	s.decline(now)
 	s.pull(now)
 	s.setWakeUp()
 }
@@ -58,6 +59,7 @@ func (s *site) reuse(now time.Time) bool {
 				return false
 			}
 			l.idle = slices.Delete(l.idle, i, i+1)
+			ss.works()
 			s.begin(l, j, now)
 			ss.begun = l.joints
 			ss.work <- j
@@ -87,10 +89,13 @@ func (s *site) open(now time.Time) bool {
 		s.untake(j)
 		return false
 	}
-	if !l.connectShared() {
+	ss := newSession(s.home, l)
+	var seated bool
+	if ss.seats, seated = l.seats(now, ss.giveUp); !seated {
 		for _, shared := range l.joints {
 			shared.over(false)
 		}
+		ss.cancel(nil)
 		s.untake(j)
 		return false
 	}
@@ -98,8 +103,10 @@ func (s *site) open(now time.Time) bool {
 	l.connections.Begin(now)
 	s.breaker.begin()
 	l.open++
+	s.opening++
 	s.home.opened.Add(1)
-	s.sessions[s.home.startSession(l, j)] = true
+	s.sessions[ss] = true
+	s.home.startSession(ss, j)
 	return true
 }
 
@@ -114,7 +121,7 @@ func (s *site) survey(now time.Time) (found bool) {
 		}
 		if l.inUse() < l.concurrency.Allowed() {
 			at, ok := l.nextConnection(now)
-			l.openable = s.notBefore(now, at, ok) && !l.isAhead(&l.connections, now) && !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayConnect(s) })
+			l.openable = s.notBefore(now, at, ok) && !l.isAhead(&l.connections, now) && l.maySeat(now)
 		}
 		stuckAt := l.lastOver.Add(stuckAfter)
 		l.takes = l.openable || l.open > 0 && now.Before(stuckAt)
@@ -218,9 +225,17 @@ func (s *site) rest(ss *session) (idle time.Duration, mayGoOn bool) {
 	}
 	ss.lane.idle = append(ss.lane.idle, ss)
 	s.dispatch()
-	if i := slices.Index(ss.lane.idle, ss); i >= 0 && slices.ContainsFunc(ss.joints, func(j *joint) bool { return j.missed(s) }) {
+	i := slices.Index(ss.lane.idle, ss)
+	if i < 0 {
+		return s.idleTimeout, true
+	}
+	now := time.Now()
+	if slices.ContainsFunc(ss.seats, func(st *seat) bool { return st.isMissed(s, now) }) {
 		ss.lane.idle = slices.Delete(ss.lane.idle, i, i+1)
 		return 0, false
+	}
+	for _, st := range ss.seats {
+		st.rests(now)
 	}
 	return s.idleTimeout, true
 }
@@ -251,8 +266,16 @@ func (s *site) end(ss *session) (stopped bool) {
 	defer s.mu.Unlock()
 	ss.lane.open--
 	delete(s.sessions, ss)
-	for _, j := range ss.joints {
-		j.closed()
+	now := time.Now()
+	if !ss.greeted {
+		s.opening--
+		s.cost = 0
+		if len(ss.seats) > 0 {
+			s.cost = now.Sub(ss.seats[0].since)
+		}
+	}
+	for _, st := range ss.seats {
+		st.leave(now)
 	}
 	s.home.opened.Add(-1)
 	s.dispatch()

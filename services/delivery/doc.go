@@ -38,9 +38,10 @@
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
 //
 // shared.go and joint.go keep the limits that sites share by name, of which
-// each worker holds a portion. source.go knows the sources and pools and how each is reached
-// (internal/egress). home.go keeps the leases, moves.go moves slots, remnants.go counts what
-// lost ones have left open; sites.go, save.go
+// each worker holds a portion; seat.go hands out the connections under them, to
+// sites that live and to those that may be dead. source.go knows the sources and
+// pools and how each is reached (internal/egress). home.go keeps the leases,
+// moves.go moves slots, remnants.go counts what lost ones have left open; sites.go, save.go
 // and remember.go hand what a site remembers to its next home; delivery.go puts
 // the parts together.
 //
@@ -74,10 +75,18 @@
 // Connections: slow start from 5, one more with each success, one less with
 // each failure. The connection that has been idle the shortest is used first,
 // so those that are not needed end. An address that failed is tried last for
-// 30 s to 5 min, and one connection finds out whether it is back. When no host
+// 30 s to 5 min, and one connection finds out whether it is back; the next
+// attempt comes to addresses that the one before has not tried, and to both
+// families (Postfix's smtp_balance_inet_protocols). When no host
 // of a site answers three times in a row, its mail waits in Postgres, with the
 // reason in its history, until a probe gets through; then all of it moves at
 // once.
+//
+// What fails together and what is limited together are two things. Breaker,
+// probes, outage and parked mail are the site's, which is one set of hosts;
+// limits are the site's and, besides, of names that sites share, as those of a
+// provider are. Sites that may be dead have a part of the seats under such a
+// limit that bounds what they can hold up (docs/decisions/0011).
 //
 // Sources: the source is chosen when a job gets a connection, by the weights
 // of its pool, among those that can take it; an open connection first. What a

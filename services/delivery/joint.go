@@ -20,16 +20,28 @@ type joint struct {
 	worker   mail.WorkerID
 	outlasts time.Duration // shorter periods are over when another worker counts what this one did
 
+	soon func() // has the portions looked at soon
+
 	mu       sync.Mutex             // guards all below
 	limit    shaping.Shared         // the strictest that is known
 	held     store.Holding          // on record for us, or more
 	target   part                   // that is ours
-	open     int                    // connections
 	messages pace.Window            // transactions
 	unsaved  time.Time              // the first transaction that is not on record; zero: there is none
 	saving   time.Time              // the first in what is being recorded
 	counts   map[mail.WorkerID]bool // workers that are gone, whose transactions are in messages
-	waiting  []*site                // for a connection or a message, by turns
+	turns    waitlist[claimant]     // who waits for a transaction
+	turnAt   *time.Timer            // calls the first of them
+
+	open      int                           // seats that are taken or promised
+	unproven  map[*seat]bool                // those of them of which nobody knows whether a host greets
+	unsure    [standings]int                // how many those are, by standing
+	promises  map[claimant]*seat            // seats that are promised and not taken
+	lines     [standings]waitlist[claimant] // who waits for a seat
+	idle      waitlist[*seat]               // connections without work
+	parting   int                           // those of them that were told to end
+	restUntil [standings]time.Time          // no seat for sites of a standing before, if others wait
+	clearing  *time.Timer                   // has seats given up
 
 	wantedAt time.Time // when this worker last had mail for it; only runShares uses it
 }
@@ -43,19 +55,86 @@ func (j *joint) may() part {
 	return part{min(j.held.Connections, j.target.connections), min(j.held.Events, j.target.events)}
 }
 
-// next returns when one more transaction of a site may begin, as
-// pace.Window.Next.
-func (j *joint) next(s *site, now time.Time) (time.Time, bool) {
+// mayBegin reports whether one more transaction of a site may begin: the rate
+// allows it, and it is its turn. If not it is called when it may be.
+func (j *joint) mayBegin(by claimant, now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	at, ok := j.nextMessage(now)
-	if !ok {
-		j.wait(s)
+	if j.isTurnOf(by, now) {
+		return true
 	}
-	return at, ok
+	if !j.known() {
+		j.askPortion()
+	}
+	j.turns.add(by, now)
+	j.callNext(now)
+	return false
 }
 
-// nextMessage is next for a caller that holds mu.
+// isTurnOf is mayBegin for those that do not wait. Caller holds mu.
+func (j *joint) isTurnOf(by claimant, now time.Time) bool {
+	if j.limit.MessageRate.IsUnlimited() && j.known() {
+		return true
+	}
+	at, ok := j.nextMessage(now)
+	head := j.turns.head()
+	return ok && !at.After(now) && (head == nil || head.by == by)
+}
+
+// callNext has the first of those that wait for a transaction look, when one
+// may begin. Caller holds mu.
+func (j *joint) callNext(now time.Time) {
+	head := j.turns.head()
+	if head == nil {
+		return
+	}
+	switch at, ok := j.nextMessage(now); {
+	case !ok: // it is called at the end of one, or when there is a portion
+	case at.After(now) && j.turnAt == nil:
+		j.turnAt = time.AfterFunc(at.Sub(now), func() {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			j.callNext(time.Now())
+		})
+	case at.After(now):
+		j.turnAt.Reset(at.Sub(now))
+	case !head.called:
+		head.called = true
+		j.call(head.by)
+	}
+}
+
+// passOn says that a site which was called has looked. If it has not begun a
+// transaction although it could, the next one may.
+func (j *joint) passOn(by claimant, now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if head := j.turns.head(); head != nil && head.by == by && head.called {
+		head.called = false
+		if j.isTurnOf(by, now) {
+			j.turns.remove(by)
+		}
+	}
+	j.callNext(now)
+}
+
+// waitsToBegin reports whether a site waits for its turn to begin a
+// transaction.
+func (j *joint) waitsToBegin(by claimant) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.turns.has(by)
+}
+
+// askPortion has our portion settled soon. Caller holds mu.
+func (j *joint) askPortion() {
+	if j.soon != nil {
+		j.soon()
+	}
+}
+
+// nextMessage returns when one more transaction may begin, as
+// pace.Window.Next. Caller holds mu.
 func (j *joint) nextMessage(now time.Time) (time.Time, bool) {
 	if j.limit.MessageRate.IsUnlimited() && j.known() {
 		return now, true
@@ -76,17 +155,22 @@ func (j *joint) nextMessage(now time.Time) (time.Time, bool) {
 // known reports whether the limit itself is known yet. Caller holds mu.
 func (j *joint) known() bool { return j.held.Name != "" }
 
-// begin counts a transaction as begun, if one may begin now.
-func (j *joint) begin(now time.Time) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if at, ok := j.nextMessage(now); !ok || at.After(now) {
+// begin counts a transaction of a site as begun, if it may.
+func (j *joint) begin(by claimant, now time.Time) bool {
+	if !j.mayBegin(by, now) {
 		return false
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.isTurnOf(by, now) {
+		return false // it was, a moment ago
+	}
+	j.turns.remove(by)
 	j.messages.Begin(now)
 	if j.unsaved.IsZero() && j.limit.MessageRate.Period > j.outlasts {
 		j.unsaved = now
 	}
+	j.callNext(now)
 	return true
 }
 
@@ -96,107 +180,14 @@ func (j *joint) over(seen bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	over(&j.messages, seen)
-	j.call(1)
+	j.callNext(time.Now())
 }
 
-// mayConnect reports whether a site may open one more connection: there is one
-// to be had, and not only for those that have waited for longer.
-func (j *joint) mayConnect(s *site) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.mayOpen(s)
-}
-
-// mayOpen is mayConnect for a caller that holds mu.
-func (j *joint) mayOpen(s *site) bool {
-	if !j.known() {
-		j.wait(s)
-		return false
-	}
-	if j.limit.Connections == 0 {
-		return true
-	}
-	before := slices.Index(j.waiting, s)
-	if before < 0 {
-		before = len(j.waiting)
-	}
-	if j.may().connections-j.open > before {
-		return true
-	}
-	j.wait(s)
-	return false
-}
-
-// connect counts a connection of a site, if it may be opened.
-func (j *joint) connect(s *site) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !j.mayOpen(s) {
-		return false
-	}
-	j.open++
-	j.waiting = slices.DeleteFunc(j.waiting, func(w *site) bool { return w == s })
-	return true
-}
-
-// opened counts a connection that is open.
-func (j *joint) opened() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.open++
-}
-
-// closed says that a connection has been closed, or was not made after all.
-func (j *joint) closed() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.open--
-	j.call(1)
-}
-
-// wait has a site called when there is more. Caller holds mu.
-func (j *joint) wait(s *site) {
-	if !slices.Contains(j.waiting, s) {
-		j.waiting = append(j.waiting, s)
-	}
-	if !j.known() {
-		s.home.shareSoon()
-	}
-}
-
-// call has the first n of those that wait look again; each keeps its place
-// until it has what it waits for. Caller holds mu, and that of a site.
-func (j *joint) call(n int) {
-	for _, s := range j.waiting[:min(n, len(j.waiting))] {
-		time.AfterFunc(0, s.kick)
-	}
-}
-
-// excess is how many idle connections are to end: as many as there are more
-// than may be, or are waited for.
+// excess is how many connections there are more than there may be.
 func (j *joint) excess() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.limit.Connections == 0 {
-		return 0
-	}
-	free := j.may().connections - j.open
-	return max(-free, 0) + max(len(j.waiting)-max(free, 0), 0)
-}
-
-// missed reports whether a site waits for a connection that another one could
-// give up.
-func (j *joint) missed(by *site) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.limit.Connections > 0 && j.open >= j.may().connections && slices.ContainsFunc(j.waiting, func(s *site) bool { return s != by })
-}
-
-// crowded reports whether a connection must end after its transaction.
-func (j *joint) crowded() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.limit.Connections > 0 && j.open > j.may().connections
+	return max(-j.free(), 0)
 }
 
 // holdings is what workers hold of one limit at a time of Postgres.
@@ -343,17 +334,15 @@ func (j *joint) setRate() {
 	j.messages.SetRate(r)
 }
 
-// hold takes over what is on record, and has those that wait look.
+// hold takes over what is on record, and has those look whose turn it is.
 func (j *joint) hold(got store.Holding) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.held = got
 	j.setRate()
-	waiting := j.waiting
-	j.waiting = nil
-	for _, s := range waiting {
-		time.AfterFunc(0, s.kick)
-	}
+	now := time.Now()
+	j.offer(now)
+	j.callNext(now)
 }
 
 // void gives up what is held, because the lease that it is held by has ended.

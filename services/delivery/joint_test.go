@@ -76,7 +76,7 @@ type flight struct{ seen, over time.Time }
 // modelWorker is a worker that does nothing but count.
 type modelWorker struct {
 	j      *joint
-	open   int
+	seats  []*seat
 	flying []flight
 	record *record // looked, and not on record yet
 	got    *store.Holding
@@ -84,6 +84,22 @@ type modelWorker struct {
 
 func newModelWorker(id mail.WorkerID, lease time.Duration) *modelWorker {
 	return &modelWorker{j: &joint{name: "all", worker: id, outlasts: lease, counts: map[mail.WorkerID]bool{}}}
+}
+
+// vacate closes all connections.
+func (m *modelWorker) vacate() {
+	for _, st := range m.seats {
+		st.leave(time.Now())
+	}
+	m.seats = nil
+}
+
+// passer is a site that makes use of nothing that it is offered later.
+type passer struct{ _ int }
+
+func (p *passer) offered(j *joint) {
+	j.decline(p, time.Now())
+	j.passOn(p, time.Now())
 }
 
 // land ends what is over.
@@ -113,7 +129,7 @@ func TestSharedLimitsHoldWhileWorkersComeAndGo(t *testing.T) {
 
 func shareAtRandom(t *rapid.T) {
 	const lease = 2 * time.Second
-	site := &site{home: &worker{shareNow: make(chan struct{}, 1)}}
+	sites := []*passer{{}, {}, {}}
 	of := wish{known: true, wanted: true, limit: shaping.Shared{Name: "all",
 		Connections: rapid.IntRange(1, 9).Draw(t, "connections"),
 		MessageRate: shaping.Rate{Events: rapid.IntRange(1, 30).Draw(t, "events"), Period: time.Duration(rapid.IntRange(1, 8).Draw(t, "period")) * time.Second,
@@ -150,9 +166,7 @@ func shareAtRandom(t *rapid.T) {
 				m.land(time.Now())
 			}
 			now = time.Now()
-			for ; m.open > 0; m.open-- {
-				m.j.closed()
-			}
+			m.vacate()
 			left, uses := m.j.leave(now)
 			if left.Period > lease {
 				l.hold(left, uses, now)
@@ -160,9 +174,7 @@ func shareAtRandom(t *rapid.T) {
 			l.gone[m.j.worker] = now
 			all = slices.DeleteFunc(all, func(other *modelWorker) bool { return other == m })
 		case step == 3 && m.j.held.Name != "" && m.record == nil: // loses its lease for a while
-			for ; m.open > 0; m.open-- {
-				m.j.closed()
-			}
+			m.vacate()
 			for _, f := range m.flying {
 				if f.seen.After(time.Now()) {
 					<-time.After(time.Until(f.seen))
@@ -205,15 +217,19 @@ func shareAtRandom(t *rapid.T) {
 				}
 				m.record = &r
 			}
-		case step == 11 && m.open > 0:
-			m.open--
-			m.j.closed()
-		case step <= 14:
-			if m.j.connect(site) {
-				m.open++
+		case step == 11 && len(m.seats) > 0:
+			last := len(m.seats) - 1
+			m.seats[last].leave(now)
+			m.seats = m.seats[:last]
+		case step == 12 && len(m.seats) > 0:
+			m.seats[rapid.IntRange(0, len(m.seats)-1).Draw(t, "seat")].greet(now)
+		case step <= 15:
+			by := bid{by: rapid.SampledFrom(sites).Draw(t, "site"), standing: rapid.SampledFrom([]standing{living, untried, silent}).Draw(t, "standing")}
+			if st := m.j.take(by, now, func() {}); st != nil {
+				m.seats = append(m.seats, st)
 			}
 		default:
-			if !m.j.begin(now) {
+			if !m.j.begin(rapid.SampledFrom(sites).Draw(t, "site"), now) {
 				continue
 			}
 			takes := time.Duration(rapid.IntRange(0, 3000).Draw(t, "takes")) * time.Millisecond
@@ -222,11 +238,11 @@ func shareAtRandom(t *rapid.T) {
 		}
 		open := 0
 		for _, m := range all {
-			open += m.open
+			open += len(m.seats)
 		}
 		for m, end := range dying {
 			if time.Now().Before(end) {
-				open += m.open
+				open += len(m.seats)
 			}
 		}
 		if open > of.limit.Connections {

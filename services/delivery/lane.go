@@ -84,7 +84,7 @@ func (l *lane) relimit(p mail.Portion) {
 	l.portion = p
 	l.full, l.selection = l.site.limitsFrom(l.source.Name), l.site.selectionOf(l.source.Name)
 	l.limits = l.full.Portion(p)
-	l.shareBy(l.site.sharedFrom(l.source.Name))
+	l.shareBy(l.site.sharedFrom(l.source))
 	l.warm(time.Now())
 	l.fit()
 }
@@ -106,11 +106,14 @@ func (l *lane) refresh(now time.Time) {
 		}
 	}
 	hold(l.source.SuspendedUntil, "suspended: "+l.source.SuspendReason)
-	if b, blocked := l.site.home.sources.Load().blocks[blockKey{l.source.Name, l.site.name}]; blocked {
+	if b, blocked := l.site.home.sources.Load().blocks[blockKey{l.source.Name, l.site.name.Group()}]; blocked {
 		hold(b.Until, "blocked by the site: "+b.Reason)
 	}
 	if !l.blockedAt.IsZero() {
 		hold(l.blockedAt.Add(hearWithin), "blocked by the site: "+l.blockedWhy)
+	}
+	if l.source.WarmUp != "" {
+		l.shareBy(l.site.sharedFrom(l.source))
 	}
 	if l.warm(now) {
 		hold(now.UTC().Truncate(day).Add(day), "its warm-up has not begun")
@@ -159,17 +162,14 @@ func (l *lane) mayBegin(now time.Time) bool {
 	if l.isStale(now) {
 		l.refresh(now)
 	}
-	for _, j := range l.joints {
-		if at, ok := j.next(l.site, now); !l.site.notBefore(now, at, ok) {
-			return false
-		}
-	}
 	at, ok := l.messages.Next(now)
 	if !l.site.notBefore(now, at, ok) {
 		return false
 	}
-	at, ok = l.warming.Next(now)
-	return l.site.notBefore(now, at, ok) && !l.isAhead(&l.messages, now) && !l.isAhead(&l.warming, now)
+	if at, ok = l.warming.Next(now); !l.site.notBefore(now, at, ok) || l.isAhead(&l.messages, now) || l.isAhead(&l.warming, now) {
+		return false
+	}
+	return !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.mayBegin(l.site, now) })
 }
 
 // nextConnection returns when the next connection may be opened, as

@@ -94,15 +94,15 @@ func (s *site) valuesFrom(source string) []shaping.Values {
 	return all
 }
 
-// limitsFrom returns the limits of a lane, with those of a provider. Caller
-// holds mu.
+// limitsFrom returns the limits of a lane: never more than those of a provider
+// that it shares with others. Caller holds mu.
 func (s *site) limitsFrom(source string) shaping.Limits {
 	all := s.valuesFrom(source)
 	limits := limitsOf(all)
 	for _, v := range all {
 		for _, l := range v.Shared {
-			if shaping.ProviderOf(mail.Site(l.Name)) == "" {
-				continue // it holds for more than this lane
+			if !l.OfProvider() {
+				continue // it may hold for more than one source
 			}
 			if l.Connections > 0 {
 				limits.Connections = min(limits.Connections, l.Connections)

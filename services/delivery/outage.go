@@ -33,8 +33,9 @@ type savedOutage struct {
 // savedFailure is the saved form of an address that failed lately.
 type savedFailure struct {
 	Address netip.AddrPort `json:"address"`
-	For     time.Duration  `json:"for"`
+	For     time.Duration  `json:"for"` // it is tried last; less than zero: its pause is over
 	Pause   time.Duration  `json:"pause"`
+	Age     time.Duration  `json:"age"`
 }
 
 // saveOutage returns what the next home should know of hosts that do not
@@ -51,8 +52,8 @@ func (s *site) saveOutage(now time.Time) (o *savedOutage, failed []savedFailure)
 		}
 	}
 	for addr, f := range s.failures {
-		if now.Before(f.until) {
-			failed = append(failed, savedFailure{addr, f.until.Sub(now), f.pause})
+		if now.Sub(f.at) < failedFor {
+			failed = append(failed, savedFailure{addr, f.until.Sub(now), f.pause, now.Sub(f.at)})
 		}
 	}
 	return o, failed
@@ -63,8 +64,8 @@ func (s *site) saveOutage(now time.Time) (o *savedOutage, failed []savedFailure)
 func (p *predecessor) restoreOutage(s *site) {
 	now := time.Now()
 	for _, f := range p.state.Failed {
-		if until := p.savedAt.Add(f.For); now.Before(until) {
-			s.failures[f.Address] = failure{until: until, pause: f.Pause}
+		if at := p.savedAt.Add(-f.Age); now.Sub(at) < failedFor {
+			s.failures[f.Address] = failure{at: at, until: p.savedAt.Add(f.For), pause: f.Pause}
 		}
 	}
 	o := p.state.Outage

@@ -160,7 +160,6 @@ func (w *worker) runLook(ctx context.Context) error {
 	defer look.Stop()
 	forget := time.NewTicker(forgetEvery)
 	defer forget.Stop()
-	suspended := map[mail.Site]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -176,7 +175,7 @@ func (w *worker) runLook(ctx context.Context) error {
 		if len(slots) == 0 {
 			continue
 		}
-		if err := w.lookForSuspended(ctx, suspended); err != nil && ctx.Err() == nil {
+		if err := w.lookForSuspended(ctx); err != nil && ctx.Err() == nil {
 			slog.Warn("suspensions not read", "worker_id", w.id, "error", err)
 		}
 		if err := w.lookForParked(ctx, slots); err != nil && ctx.Err() == nil {
@@ -226,28 +225,37 @@ func (w *worker) moveParked(ctx context.Context, from store.ParkedSite, to []int
 }
 
 // lookForSuspended applies the operators' suspensions, and ends those that
-// are over. known has the sites that were suspended at the last look.
-func (w *worker) lookForSuspended(ctx context.Context, known map[mail.Site]bool) error {
+// are over.
+func (w *worker) lookForSuspended(ctx context.Context) error {
 	found, err := w.store.Suspended(ctx)
 	if err != nil {
 		return err
 	}
-	now := map[mail.Site]bool{}
+	now := suspensions{}
 	for _, f := range found {
-		now[f.Site] = true
-		known[f.Site] = true
-		for _, s := range w.partsOf(f.Site) {
-			w.layAside(s.suspend(f.SuspendedUntil))
-		}
+		now[f.Site] = f.SuspendedUntil
 	}
-	for name := range known {
-		if now[name] {
-			continue
-		}
-		delete(known, name)
-		for _, s := range w.partsOf(name) {
-			s.suspend(time.Time{})
+	w.mu.Lock()
+	w.suspended = now // for the sites that are met from now on
+	w.mu.Unlock()
+	for _, s := range w.sitesIn(nil) {
+		if until := now.of(s.name); !until.IsZero() || s.isSuspended() {
+			w.layAside(s.suspend(until))
 		}
 	}
 	return nil
+}
+
+// suspensions are when those of operators end, of sites and of whole
+// providers.
+type suspensions map[mail.Site]time.Time
+
+// of returns when the suspension of a site ends; the zero time if there is
+// none.
+func (all suspensions) of(name mail.Site) time.Time {
+	own, group := all[name], all[name.Group()]
+	if group.After(own) {
+		return group
+	}
+	return own
 }

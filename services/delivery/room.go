@@ -30,7 +30,7 @@ func (ss *session) takePlace() bool {
 	}
 	ss.placeless.Add(1)
 	ss.want()
-	err := ss.connections.Acquire(ss.ctx, 1)
+	err := ss.connections.Acquire(ss.opening, 1)
 	ss.placeless.Add(-1)
 	ss.want()
 	return err == nil

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -32,8 +33,12 @@ type session struct {
 	demand  demand  // on TLS, of the job that the connection was opened for
 	channel channel // of all that is served here
 
-	joints []*joint // limits by name that the connection counts against; guarded by the site
-	begun  []*joint // and that its transaction in flight does
+	seats   []*seat  // at the limits by name that the connection counts against; guarded by the site
+	begun   []*joint // and those that its transaction in flight does
+	greeted bool     // guarded by the site
+
+	opening context.Context         // ends with ctx, or when the session is to give up its seats before it is greeted
+	giveWay context.CancelCauseFunc // ends it
 
 	mu      sync.Mutex
 	dotSent bool // guarded by mu: to cut now may make a duplicate
@@ -42,7 +47,9 @@ type session struct {
 
 func newSession(w *worker, l *lane) *session {
 	ctx, cancel := context.WithCancelCause(w.work)
-	return &session{worker: w, site: l.site, lane: l, source: l.source, joints: l.joints, begun: l.joints, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+	ss := &session{worker: w, site: l.site, lane: l, source: l.source, begun: l.joints, work: make(chan *job, 1), ctx: ctx, cancel: cancel}
+	ss.opening, ss.giveWay = context.WithCancelCause(ctx)
+	return ss
 }
 
 // run serves until the session ends.
@@ -62,7 +69,11 @@ func (ss *session) run(j *job) {
 			break
 		}
 	}
-	if ss.conn != nil {
+	switch {
+	case ss.conn == nil:
+	case ss.isSeated():
+		ss.conn.Part()
+	default:
 		ss.conn.Close()
 	}
 }
@@ -123,7 +134,7 @@ func (ss *session) serve(j *job) bool {
 		return false
 	}
 	a.relay(ctx)
-	return ss.conn.Usable() && ss.lane.servesOn(ss.conn.Used())
+	return ss.conn.Usable() && ss.servesOn(ss.conn.Used())
 }
 
 // serves reports whether a job may take this connection: it leaves from one of
@@ -135,6 +146,42 @@ func (ss *session) serves(j *job) bool {
 			return h.Name == ss.target.host.Name && h.Port == ss.target.host.Port && ss.demand.equals(demandOf(j.request, h))
 		})
 }
+
+// errGiveWay is why a session is given up that no host has greeted: others wait
+// for its seat at a limit that they share.
+var errGiveWay = errors.New("no answer in the time that there is while others wait for a connection under the same limit")
+
+// errMoves is why it is given up when the site is to have another home.
+var errMoves = errors.New("the site is to have another home")
+
+// giveUp ends the session if no host has greeted, or if it has no work:
+// others wait for its seat.
+func (ss *session) giveUp() {
+	ss.giveWay(errGiveWay)
+	if ss.site.leave(ss) {
+		ss.work <- nil
+		return
+	}
+	ss.site.mu.Lock()
+	defer ss.site.mu.Unlock()
+	if ss.greeted {
+		ss.works()
+	}
+}
+
+// works says that the session has work again. Caller holds the site's mu.
+func (ss *session) works() {
+	for _, st := range ss.seats {
+		st.works()
+	}
+}
+
+// moves reports whether it has been told to end because the site moves.
+func (ss *session) moves() bool { return errors.Is(context.Cause(ss.opening), errMoves) }
+
+// gaveWay reports whether the session has been told to end before any host
+// had greeted.
+func (ss *session) gaveWay() bool { return errors.Is(context.Cause(ss.opening), errGiveWay) }
 
 // abandon ends the session because the lease is over: at once, unless a final
 // dot has been sent.

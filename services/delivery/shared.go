@@ -36,7 +36,7 @@ func (w *worker) jointOf(name string) *joint {
 	defer w.sharing.Unlock()
 	j := w.joints[name]
 	if j == nil {
-		j = &joint{name: name, worker: w.id, outlasts: w.config.HomeLease, counts: map[mail.WorkerID]bool{}}
+		j = &joint{name: name, worker: w.id, outlasts: w.config.HomeLease, soon: w.shareSoon, counts: map[mail.WorkerID]bool{}}
 		w.joints[name] = j
 	}
 	return j
@@ -126,14 +126,12 @@ func (w *worker) share(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	byName := map[string][]store.Holding{}
+	for _, h := range all {
+		byName[h.Name] = append(byName[h.Name], h)
+	}
 	for _, j := range joints {
-		var of []store.Holding
-		for _, h := range all {
-			if h.Name == j.name {
-				of = append(of, h)
-			}
-		}
-		if err := w.shareOne(ctx, j, wishes[j], holdings{of, at, voided}); err != nil {
+		if err := w.shareOne(ctx, j, wishes[j], holdings{byName[j.name], at, voided}); err != nil {
 			return err
 		}
 	}
@@ -149,7 +147,7 @@ func (w *worker) shareOne(ctx context.Context, j *joint, wish wish, hs holdings)
 	case r.want.Name == "":
 		return nil
 	}
-	w.dismissFor(j, j.excess())
+	j.shed(j.excess())
 	got := r.want
 	var err error
 	if r.changed {
@@ -214,85 +212,153 @@ func (l *lane) shareBy(limits []shaping.Shared) {
 		return
 	}
 	l.joints = joints
+	now := time.Now()
 	for ss := range l.site.sessions {
-		if ss.lane != l {
-			continue
+		if ss.lane == l {
+			ss.reseat(joints, now)
 		}
-		for _, j := range joints {
-			if !slices.Contains(ss.joints, j) {
-				j.opened()
-			}
-		}
-		for _, j := range ss.joints {
-			if !slices.Contains(joints, j) {
-				j.closed()
-			}
-		}
-		ss.joints = joints
 	}
 }
 
+// ofSelection ends the name of the limit of a provider that holds a source
+// back among those of its pool, or while it warms up.
+const ofSelection = "/selection"
+
 // sharedFrom returns the limits by name that mail from a source counts
-// against, sorted. Those of a provider are the site's own. Caller holds mu.
-func (s *site) sharedFrom(source string) (all []shaping.Shared) {
-	for _, v := range s.valuesFrom(source) {
+// against, sorted. Caller holds mu.
+func (s *site) sharedFrom(from *source) (all []shaping.Shared) {
+	add := func(of shaping.Shared) {
+		if of.Connections == 0 && of.MessageRate.IsUnlimited() {
+			return
+		}
+		i, seen := slices.BinarySearchFunc(all, of.Name, func(a shaping.Shared, name string) int { return strings.Compare(a.Name, name) })
+		if seen {
+			all[i] = strictest(all[i], of)
+		} else {
+			all = slices.Insert(all, i, of)
+		}
+	}
+	for _, v := range s.valuesFrom(from.Name) {
 		for _, of := range v.Shared {
-			if shaping.ProviderOf(mail.Site(of.Name)) != "" || of.Connections == 0 && of.MessageRate.IsUnlimited() {
-				continue
-			}
-			i, seen := slices.BinarySearchFunc(all, of.Name, func(a shaping.Shared, name string) int { return strings.Compare(a.Name, name) })
-			if seen {
-				all[i] = strictest(all[i], of)
-			} else {
-				all = slices.Insert(all, i, of)
+			add(of)
+			if of.OfProvider() && from.Name != "" {
+				add(shaping.Shared{Name: of.Name + ofSelection, MessageRate: of.SelectionRate})
 			}
 		}
+	}
+	if group := s.name.Group(); group != s.name {
+		r, _ := s.home.sources.Load().warmUpRate(from, s.name, time.Now())
+		add(shaping.Shared{Name: string(group) + "/" + from.Name + ofSelection, MessageRate: r})
 	}
 	return all
 }
 
 // beginShared counts a transaction against the limits by name, if all allow
-// it; if not, the site looks again when they may.
+// it; if not, the site is called when they may.
 func (l *lane) beginShared(now time.Time) bool {
 	for i, j := range l.joints {
-		if !j.begin(now) {
+		if !j.begin(l.site, now) {
 			for _, before := range l.joints[:i] {
 				before.over(false)
 			}
-			at, ok := j.next(l.site, now)
-			l.site.notBefore(now, at, ok)
 			return false
 		}
 	}
 	return true
 }
 
-// connectShared counts a connection against the limits by name, if all allow
-// it.
-func (l *lane) connectShared() bool {
-	for i, j := range l.joints {
-		if !j.connect(l.site) {
-			for _, before := range l.joints[:i] {
-				before.closed()
+// seats returns a seat at each of the limits by name for one more connection,
+// if all have one; giveUp is called when others wait for it in vain.
+func (l *lane) seats(now time.Time, giveUp func()) (all []*seat, ok bool) {
+	for _, j := range l.joints {
+		st := j.take(l.site.bid(), now, giveUp)
+		if st == nil {
+			for _, before := range all {
+				before.leave(now)
 			}
-			return false
+			return nil, false
 		}
+		all = append(all, st)
 	}
-	return true
+	return all, true
 }
 
-// dismissFor ends up to n idle connections that count against a limit.
-func (w *worker) dismissFor(j *joint, n int) {
-	for _, s := range w.sitesIn(nil) {
-		s.mu.Lock()
-		for _, l := range s.lanes {
-			if k := min(n, len(l.idle)); k > 0 && slices.Contains(l.joints, j) {
-				l.dismiss(k)
-				n -= k
-			}
-		}
-		s.mu.Unlock()
+// maySeat reports whether each of the limits by name has a seat for one more
+// connection. A site of which nobody knows that it lives tries one at a time.
+func (l *lane) maySeat(now time.Time) bool {
+	c := l.site.bid()
+	if len(l.joints) > 0 && c.standing != living && l.site.opening > 0 {
+		return false
 	}
+	return !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.maySeat(c, now) })
+}
+
+// bid is what the site says of itself to a shared limit. Caller holds mu.
+func (s *site) bid() bid {
+	c := bid{by: s, standing: untried, cost: s.cost}
+	switch {
+	case s.breaker.isOpen() || s.hung:
+		c.standing = silent
+	case s.greeted:
+		c.standing = living
+	}
+	return c
+}
+
+// offered has the site look, because there may be something for it at a
+// limit that it shares.
+func (s *site) offered(j *joint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.promises, j) {
+		s.promises = append(s.promises, j)
+	}
+	s.dispatch()
+	j.passOn(s, time.Now())
+}
+
+// decline gives back what was promised by shared limits, but for seats that
+// will be used as soon as the limit allows one more transaction. Caller holds
+// mu.
+func (s *site) decline(now time.Time) {
+	if len(s.promises) == 0 {
+		return
+	}
+	wants := s.ready.len() > 0 && s.mayBegin(now)
+	s.promises = slices.DeleteFunc(s.promises, func(j *joint) bool {
+		if wants && j.waitsToBegin(s) {
+			return false
+		}
+		j.decline(s, now)
+		return true
+	})
+}
+
+// isSeated reports whether the connection counts against a limit by name.
+func (ss *session) isSeated() bool {
+	ss.site.mu.Lock()
+	defer ss.site.mu.Unlock()
+	return len(ss.seats) > 0
+}
+
+// reseat has a session count against other limits than it did. Caller holds
+// the site's mu.
+func (ss *session) reseat(joints []*joint, now time.Time) {
+	var seats []*seat
+	for _, j := range joints {
+		i := slices.IndexFunc(ss.seats, func(st *seat) bool { return st.joint == j })
+		if i >= 0 {
+			seats = append(seats, ss.seats[i])
+		} else {
+			seats = append(seats, j.opened(now, ss.giveUp))
+		}
+	}
+	for _, st := range ss.seats {
+		if !slices.Contains(joints, st.joint) {
+			st.leave(now)
+		}
+	}
+	ss.seats = seats
 }
 
 // sameHolding reports whether what is on record is what is wanted.

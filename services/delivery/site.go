@@ -42,7 +42,12 @@ type site struct {
 	sessions map[*session]bool // of all lanes, those that still connect too
 	failures failures
 	breaker  breaker
-	outage   outage // the last time that no host was reached
+	greeted  bool          // a host has greeted us since it is known, or its last home
+	hung     bool          // the last dial gave its seat up to others that waited
+	opening  int           // sessions that no host has greeted
+	cost     time.Duration // how long the last session took that no host greeted
+	promises []*joint      // that may hold a seat for the site
+	outage   outage        // the last time that no host was reached
 	watch    adapt.Watch
 
 	held int64 // bytes of content of the transactions in hand
@@ -232,16 +237,23 @@ func (s *site) again(j *job) (refused []*job) {
 func (s *site) drop() []*job {
 	jobs := s.ready.drop()
 	s.home.jobs.Add(-int64(len(jobs)))
+	s.decline(time.Now())
 	return jobs
 }
 
-// stop ends the work for the site in this process: idle connections end, busy
-// ones after their transaction. It returns what has not begun.
+// stop ends the work for the site in this process: idle connections end and
+// those that no host has greeted, busy ones after their transaction. It returns
+// what has not begun.
 func (s *site) stop() []*job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
 	s.dismissAll()
+	for ss := range s.sessions {
+		if !ss.greeted {
+			ss.giveWay(errMoves)
+		}
+	}
 	if s.wakeUp != nil {
 		s.wakeUp.Stop()
 	}
@@ -281,6 +293,13 @@ func (s *site) suspend(until time.Time) []*job {
 	return s.drop()
 }
 
+// isSuspended reports whether transactions are stopped by an operator.
+func (s *site) isSuspended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.suspendedUntil.IsZero()
+}
+
 // retire stops a site where nothing is open, waits or is remembered, so that
 // it can be forgotten: whoever has just got hold of it parks its mail, and the
 // limits are never counted in two places. It reports whether it did.
@@ -297,7 +316,7 @@ func (s *site) retire() bool {
 // quiet reports whether nothing is open, waits or is remembered. Caller holds
 // mu.
 func (s *site) quiet(now time.Time) bool {
-	return len(s.sessions) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
+	return len(s.sessions) == 0 && len(s.promises) == 0 && s.ready.len() == 0 && s.coming == 0 && !s.parked && !now.Before(s.suspendedUntil) &&
 		!now.Before(s.breaker.probeAt) && s.watch.Idle(now) && s.failures.idle(now) &&
 		!slices.ContainsFunc(s.lanes, func(l *lane) bool { return !l.quiet(now) })
 }

@@ -29,7 +29,7 @@ func newTestWorker(t *testing.T, from store.Sources) *worker {
 		t.Fatal(err)
 	}
 	w := &worker{
-		shaping: shape, sites: map[sitePart]*site{}, contents: semaphore.NewWeighted(store.ChunkBytes),
+		shaping: shape, sites: map[sitePart]*site{}, memories: memories{}, contents: semaphore.NewWeighted(store.ChunkBytes),
 		config: Config{HomeLease: time.Second, ReadyLimit: 100, Connections: 10, ContentBytes: 1 << 20},
 	}
 	w.settles = newBatcher(10, func([]mail.Settlement) {})

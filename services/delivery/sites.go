@@ -63,7 +63,12 @@ func (w *worker) newSite(part sitePart, in *slot) *site {
 	saved := in.saved[name]
 	delete(in.saved, name)
 	s.suspendedUntil = saved.SuspendedUntil
+	if until := w.suspended.of(name); until.After(s.suspendedUntil) {
+		s.suspendedUntil = until
+	}
 	s.before = predecessorOf(saved, in, w.config.HomeLease)
+	s.greeted = len(saved.State) > 0 && s.before.state.Outage == nil
+	w.memories.restore(s)
 	s.before.restoreOutage(s)
 	return s
 }
@@ -175,6 +180,49 @@ func (w *worker) forgetQuiet() {
 	for part, s := range w.sites {
 		if w.slots[s.slot].tenure == ours && s.retire() {
 			delete(w.sites, part)
+			w.memories.keep(s)
+		}
+	}
+}
+
+// maxMemories bounds the sites without mail of which something is remembered.
+const maxMemories = 10_000
+
+// memories are what is remembered of sites that have nothing to do: that their
+// hosts have greeted, so that mail for them waits for no first connection
+// again, and which addresses failed, so that the next attempt comes to others.
+type memories map[sitePart]memory
+
+type memory struct {
+	greeted  bool
+	failures failures
+}
+
+// keep remembers a site that is forgotten, and forgets any other one where
+// there are too many.
+func (all memories) keep(s *site) {
+	part := sitePart{s.name, s.slot}
+	if !s.greeted && len(s.failures) == 0 {
+		delete(all, part)
+		return
+	}
+	for other := range all {
+		if len(all) < maxMemories {
+			break
+		}
+		delete(all, other)
+	}
+	all[part] = memory{s.greeted, s.failures}
+}
+
+// restore has a site know what is remembered of it. What an earlier home saved
+// of it, if anything, is older.
+func (all memories) restore(s *site) {
+	if m, known := all[sitePart{s.name, s.slot}]; known {
+		delete(all, sitePart{s.name, s.slot})
+		s.greeted = m.greeted
+		if m.failures != nil {
+			s.failures = m.failures
 		}
 	}
 }

@@ -25,7 +25,7 @@ func (all *sources) warmUpRate(src *source, site mail.Site, now time.Time) (r sh
 		return r, true
 	}
 	age = max(age-src.WarmUpPaused, 1)
-	steps := all.warmUps[warmUpKey{src.WarmUp, shaping.ProviderOf(site)}]
+	steps := all.warmUps[warmUpKey{src.WarmUp, site.Provider()}]
 	if steps == nil {
 		steps = all.warmUps[warmUpKey{src.WarmUp, ""}]
 	}
@@ -49,6 +49,9 @@ func (all *sources) warmUpRate(src *source, site mail.Site, now time.Time) (r sh
 func (l *lane) warm(now time.Time) (notYet bool) {
 	l.warmedOn = now.Unix() / int64(day/time.Second)
 	r, notYet := l.site.home.sources.Load().warmUpRate(l.source, l.site.name, now)
+	if l.site.name.Provider() != "" {
+		r = shaping.Rate{} // it holds for all sites of the provider: see sharedFrom
+	}
 	l.fullWarming = r.Slower(l.selection)
 	l.warming.SetRate(l.fullWarming.Portion(l.portion))
 	l.closed = least(l.portion, l.full) == 0 || leastOf(l.portion, l.fullWarming) == 0
@@ -70,7 +73,9 @@ func (s *site) selectionOf(source string) (r shaping.Rate) {
 	for _, v := range s.valuesFrom(source) {
 		r = r.Slower(v.SelectionRate)
 		for _, l := range v.Shared {
-			r = r.Slower(l.SelectionRate)
+			if !l.OfProvider() {
+				r = r.Slower(l.SelectionRate)
+			}
 		}
 	}
 	return r
@@ -102,7 +107,7 @@ func (a *attempt) blocked(reply mail.Reply) {
 	for _, waits := range a.lane.block(words) {
 		a.aside.in <- waits
 	}
-	b := store.SourceBlock{Source: a.source.Name, Site: a.site.name, Until: time.Now().Add(blockFor), Reason: words}
+	b := store.SourceBlock{Source: a.source.Name, Site: a.site.name.Group(), Until: time.Now().Add(blockFor), Reason: words}
 	slog.Warn("a source is blocked", "worker_id", a.id, "source", b.Source, "site", b.Site, "reply", words)
 	if err := a.persist("block a source", func(ctx context.Context) error { return a.store.BlockSource(ctx, b) }); err != nil {
 		slog.Warn("a block is known to this process only", "worker_id", a.id, "source", b.Source, "error", err)

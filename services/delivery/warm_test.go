@@ -32,9 +32,9 @@ func TestWarmUp(t *testing.T) {
 		{"warm", store.Source{WarmUp: "slow", WarmUpFrom: on(22)}, "mx", 0, false},
 		{"two days do not count", store.Source{WarmUp: "slow", WarmUpFrom: on(22), WarmUpPaused: 2}, "mx", 100, false},
 		{"blocked from the first day on", store.Source{WarmUp: "slow", WarmUpFrom: on(27), WarmUpPaused: 1}, "mx", 50, false},
-		{"a provider of its own", store.Source{WarmUp: "slow", WarmUpFrom: on(25)}, "provider:big", 20, false},
-		{"that provider, warm", store.Source{WarmUp: "slow", WarmUpFrom: on(24)}, "provider:big", 0, false},
-		{"another provider", store.Source{WarmUp: "slow", WarmUpFrom: on(27)}, "provider:other", 50, false},
+		{"a provider of its own", store.Source{WarmUp: "slow", WarmUpFrom: on(25)}, "provider:big/mx.big.test", 20, false},
+		{"that provider, warm", store.Source{WarmUp: "slow", WarmUpFrom: on(24)}, "provider:big/mx.big.test", 0, false},
+		{"another provider", store.Source{WarmUp: "slow", WarmUpFrom: on(27)}, "provider:other/mx.other.test", 50, false},
 		{"a schedule that is not there", store.Source{WarmUp: "gone", WarmUpFrom: on(27)}, "mx", 0, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

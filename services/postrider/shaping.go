@@ -129,8 +129,8 @@ func explainShaping(ctx context.Context, db *store.Store, domain mail.Domain, so
 	if err != nil {
 		return e, err
 	}
-	if own := s.Site(domain, hosts); own != "" && !e.Routed {
-		site = own
+	if !e.Routed && len(hosts) > 0 {
+		site = s.Site(domain, hosts, site)
 	}
 	for _, h := range hosts {
 		e.Hosts = append(e.Hosts, h.Name)

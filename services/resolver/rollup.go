@@ -33,10 +33,7 @@ func (r *resolver) rollUp(ctx context.Context) error {
 			if err != nil || res.Trouble != nil {
 				continue // the block holds for the domain itself, at whatever site
 			}
-			site := res.Plan.Site
-			if own := r.shaping.Site(domain, res.Plan.Hosts); own != "" {
-				site = own
-			}
+			site := r.shaping.Site(domain, res.Plan.Hosts, res.Plan.Site)
 			if err := r.db.SetShapingSite(ctx, domain, site); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "the site of a domain in the shaping file cannot be written", "domain", domain, "error", err)
 				delete(found, domain)

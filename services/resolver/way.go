@@ -124,9 +124,7 @@ func (r *resolver) wayOf(a aim, res mx.Result) way {
 	}
 	switch {
 	case len(d.hosts) == 0:
-		if site := r.shaping.Site(a.domain, w.plan.Hosts); site != "" {
-			w.site = site
-		}
+		w.site = r.shaping.Site(a.domain, w.plan.Hosts, w.site)
 	default:
 		w.site = siteBy(d.credential, w.site)
 	}

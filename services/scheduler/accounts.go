@@ -52,7 +52,7 @@ func newMetrics() *metrics {
 		metric.WithDescription("Accepted recipients that are neither queued nor final. Anything but 0 is a defect."))
 	failed(err)
 	lag, err := meter.Float64ObservableGauge("postrider.stage.lag", metric.WithUnit("s"),
-		metric.WithDescription("How long the oldest work has waited that one more process of a stage would take on. Mail that waits for its destination does not count. Scale the stage whose lag grows."))
+		metric.WithDescription("How long the oldest work of a stage has waited for it. Scale the stage whose lag grows."))
 	failed(err)
 	late, err := meter.Int64ObservableGauge("postrider.claims.overdue", metric.WithUnit("{recipient}"),
 		metric.WithDescription("Recipients that have been in a transaction for over 2 hours, longer than any takes. Anything but 0 is a defect."))
@@ -113,27 +113,21 @@ func (s *scheduler) lag(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lags := map[string]time.Duration{"scheduler": l.Waiting, "delivery": l.Homeless, "bounce": l.Reports}
+	lags := map[string]time.Duration{"scheduler": l.Waiting, "delivery": l.Parked, "bounce": l.Reports}
 	if s.nc.Up() {
-		queued, ready, err := s.nc.OldestHints(ctx)
+		oldest, err := s.nc.OldestHint(ctx)
 		if err != nil {
 			return err
 		}
-		lags["resolver"] = age(queued)
-		lags["delivery"] = max(lags["delivery"], age(ready))
+		lags["resolver"] = 0
+		if !oldest.IsZero() {
+			lags["resolver"] = time.Since(oldest)
+		}
 	}
 	s.metrics.mu.Lock()
 	defer s.metrics.mu.Unlock()
 	s.metrics.lags = lags
 	return nil
-}
-
-// age is how long ago something was; zero if it never was.
-func age(at time.Time) time.Duration {
-	if at.IsZero() {
-		return 0
-	}
-	return max(time.Since(at), 0)
 }
 
 // mark is a moment, here and in the order of Postgres's transactions.

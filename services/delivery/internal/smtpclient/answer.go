@@ -90,9 +90,12 @@ type Step struct {
 // default.
 type Timeouts = shaping.Timeouts
 
-// quitTimeout is how long QUIT may take to be written; its reply is not waited
-// for.
+// quitTimeout is how long QUIT may take to be written, and to be answered where
+// that is waited for.
 const quitTimeout = time.Second
+
+// closeTimeout is how long a host may take from there to close the connection.
+const closeTimeout = 100 * time.Millisecond
 
 func orDefault(t Timeouts) Timeouts {
 	d := shaping.DefaultTimeouts

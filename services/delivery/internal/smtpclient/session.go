@@ -85,6 +85,27 @@ func (s *Session) Close() {
 	_ = s.conn.Close()
 }
 
+// Part is Close for a host that counts connections: it waits until the host
+// has said goodbye, for a second at most, and has closed the connection soon
+// after, so that the next one does not come to it beside this one.
+func (s *Session) Part() {
+	if s.over {
+		return
+	}
+	s.over = true
+	if s.conn.SetDeadline(time.Now().Add(quitTimeout)) == nil {
+		// RFC 5321 §4.1.1.10: the host answers, and closes the connection.
+		_, err := io.WriteString(s.conn, "QUIT\r\n")
+		if err == nil {
+			_, err = s.conn.Read(make([]byte, 1))
+		}
+		if err == nil && s.conn.SetDeadline(time.Now().Add(closeTimeout)) == nil {
+			_, _ = io.Copy(io.Discard, io.LimitReader(s.conn, readBuffer))
+		}
+	}
+	_ = s.conn.Close()
+}
+
 // abort closes the connection without another word.
 func (s *Session) abort() {
 	s.over = true
