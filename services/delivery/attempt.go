@@ -245,6 +245,13 @@ func (a *attempt) relay(ctx context.Context) {
 		a.site.mailOver(a.session, false)
 		return
 	}
+	if a.tenure.left() <= 0 {
+		// To connect and to load took longer than the lease on the slot.
+		a.site.mailOver(a.session, false)
+		answer := smtpclient.Answer{Phase: mail.PhaseQueue, Err: errLeaseOver}
+		a.settleAll(answer, a.ownTrouble(answer))
+		return
+	}
 	reused := a.conn.Used() > 0
 	mailOver := false
 	t := smtpclient.Transaction{

@@ -112,6 +112,7 @@ func (h *homes) run(ctx context.Context) error {
 			if err := h.renew(); err != nil {
 				return err
 			}
+			h.endLease()
 			if ctx.Err() == nil {
 				h.balance()
 			}
@@ -143,7 +144,12 @@ func (h *homes) run(ctx context.Context) error {
 
 // renew extends the lease and gives up what is no longer ours.
 func (h *homes) renew() error {
-	ctx, cancel := context.WithTimeout(h.keep, renewWithin)
+	// One that hangs must not put off what the end of the lease asks for.
+	within := renewWithin
+	if left := h.tenure.left() + leaseMargin/2; left > 0 {
+		within = min(within, left)
+	}
+	ctx, cancel := context.WithTimeout(h.keep, within)
 	defer cancel()
 	asked := time.Now()
 	got, err := h.store.Renew(ctx, h.id, store.Terms{Claims: h.config.Lease, Slots: h.config.HomeLease})

@@ -39,15 +39,22 @@ func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) m
 		switch {
 		case !o.Untried:
 			scheduled := values.RetrySchedule.NextAttempt(a.over, p.ExpiresAt, p.Tries, a.jitter)
-			o.NextAttemptAt = patienceOf(&o, p.Tries).next(a.over, scheduled)
+			o.NextAttemptAt = earlier(patienceOf(&o, p.Tries).next(a.over, scheduled), p.ExpiresAt)
 		case errors.Is(answer.Err, errLeaseOver) || a.taking.Err() != nil || a.lease.left() <= 0:
 			o.NextAttemptAt = a.over // for whoever goes on: the next home, or the next life
 		default:
-			o.NextAttemptAt = a.over.Add(untriedPause)
+			o.NextAttemptAt = earlier(a.over.Add(untriedPause), p.ExpiresAt)
 		}
 	}
 	o.PlanReport(a.job.request.Message, p, delayNotice, answer.Promised)
 	return o
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // settleAll has every recipient of the job settled alike.
