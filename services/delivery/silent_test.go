@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/postrider/postrider/pkg/devpg"
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtptest"
@@ -80,5 +82,44 @@ func sameSlot(of mail.Site) mail.Site {
 		if s := mail.Site(fmt.Sprintf("mx%d.well.test", i)); s.Slot() == of.Slot() {
 			return s
 		}
+	}
+}
+
+// TestASlotWithAConnectionIsNotGivenUp: a worker that ends in order waits for
+// the answer to a final dot. The next home never sees its limit used by both.
+func TestASlotWithAConnectionIsNotGivenUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	release := make(chan struct{})
+	var asked atomic.Bool
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Dot, Times: 1, Do: smtptest.Then(smtptest.Signal(func() { asked.Store(true) }), smtptest.Await(release, smtptest.Reply(250, "2.0.0 at last")))},
+	}})
+	const site = mail.Site("mx.example.test")
+	r.route("example.test", site, mx.Addr())
+	c := r.config("[\"default\"]\nconnection_limit = 1\n")
+	c.DrainTimeout = time.Minute
+	first := r.start(c)
+	r.settled(1)
+	r.accept(1, message{domain: "example.test"})
+	r.ring()
+	r.until("the host has the message", 20*time.Second, asked.Load)
+	home := r.slotHomes()[site.Slot()].Worker
+	r.start(c)
+	var ending errgroup.Group
+	ending.Go(func() error { first.stop(); return nil })
+	r.accept(1, message{domain: "example.test"})
+	r.conduct()
+	r.until("the first worker has given up all other slots", 30*time.Second, func() bool { return r.homes()[home] <= 1 })
+	if now := r.slotHomes()[site.Slot()]; now.Worker != home || !now.Live {
+		t.Errorf("the slot has home %+v while worker %d has a connection open", now, home)
+	}
+	close(release)
+	r.drained(30 * time.Second)
+	if err := ending.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if n := mx.HighWater(); n != 1 || mx.Count() != 2 {
+		t.Errorf("%d connections at once for %d messages, the limit is 1", n, mx.Count())
 	}
 }
