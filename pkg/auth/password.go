@@ -61,17 +61,49 @@ func (h *Hasher) Hash(ctx context.Context, password string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p := phc{memory: hashMemory, passes: hashPasses, lanes: hashLanes, salt: random(hashSalt)}
-	if p.hash, err = h.run(ctx, p, prepared, hashLength); err != nil {
+	turn, err := h.Turn(ctx)
+	if err != nil {
 		return "", err
 	}
+	defer turn.End()
+	p := phc{memory: hashMemory, passes: hashPasses, lanes: hashLanes, salt: random(hashSalt)}
+	p.hash = p.of(prepared, hashLength)
 	return p.String(), nil
 }
 
-// Verify reports whether hash is of the password. An empty hash is of none,
-// and takes the time of one of Hash. Errors: that of ctx, or a hash that
-// cannot be read.
+// Verify is Turn.Verify, in a turn of its own.
 func (h *Hasher) Verify(ctx context.Context, hash, password string) (bool, error) {
+	turn, err := h.Turn(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer turn.End()
+	return turn.Verify(hash, password)
+}
+
+// Turn is the right to hash, now. End it.
+type Turn struct{ h *Hasher }
+
+// Turn waits for a turn. Error: that of ctx.
+func (h *Hasher) Turn(ctx context.Context) (Turn, error) {
+	select {
+	case h.slots <- struct{}{}:
+	case <-ctx.Done():
+		return Turn{}, ctx.Err()
+	}
+	if err := ctx.Err(); err != nil { // both were ready
+		<-h.slots
+		return Turn{}, err
+	}
+	return Turn{h}, nil
+}
+
+// End lets somebody else have the turn.
+func (t Turn) End() { <-t.h.slots }
+
+// Verify reports whether hash is of the password. An empty hash is of none,
+// and takes the time of one of Hash. Error: a hash that cannot be read.
+func (Turn) Verify(hash, password string) (bool, error) {
 	if hash == "" {
 		hash = nobody
 	}
@@ -84,10 +116,7 @@ func (h *Hasher) Verify(ctx context.Context, hash, password string) (bool, error
 	if !usable {
 		prepared = "" // the answer is no; the time is the same
 	}
-	got, err := h.run(ctx, p, prepared, len(p.hash))
-	if err != nil {
-		return false, err
-	}
+	got := p.of(prepared, len(p.hash))
 	return subtle.ConstantTimeCompare(got, p.hash) == 1 && usable && hash != nobody, nil
 }
 
@@ -95,17 +124,9 @@ func (h *Hasher) Verify(ctx context.Context, hash, password string) (bool, error
 var nobody = phc{memory: hashMemory, passes: hashPasses, lanes: hashLanes,
 	salt: make([]byte, hashSalt), hash: make([]byte, hashLength)}.String()
 
-func (h *Hasher) run(ctx context.Context, p phc, password string, length int) ([]byte, error) {
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if err := ctx.Err(); err != nil { // both were ready
-		return nil, err
-	}
-	return argon2.IDKey([]byte(password), p.salt, p.passes, p.memory, p.lanes, uint32(length)), nil
+// of returns the hash of a password, with what p says but for its own hash.
+func (p phc) of(password string, length int) []byte {
+	return argon2.IDKey([]byte(password), p.salt, p.passes, p.memory, p.lanes, uint32(length))
 }
 
 // prepare is SASLprep (RFC 4013), as SCRAM and RFC 4616 ask: one password

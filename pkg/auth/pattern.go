@@ -69,7 +69,7 @@ func matches(pattern, local, domain string) bool {
 		return strings.HasSuffix(domain, "."+below)
 	}
 	l, d, found := cutAddress(pattern)
-	return d == domain && (!found || lower(unquote(l)) == lower(unquote(local)))
+	return d == domain && (!found || Fold(unquote(l)) == Fold(unquote(local)))
 }
 
 // unquote returns what a local-part stands for: "a" in quotes and a are one
@@ -98,9 +98,10 @@ func cutAddress(address string) (local, domain string, found bool) {
 	return address[:i], address[i+1:], true
 }
 
-// lower changes ASCII letters only: under SMTPUTF8 the Kelvin sign and "k"
-// name different mailboxes.
-func lower(s string) string {
+// Fold makes texts equal that differ in the case of ASCII letters, and no
+// others: the Kelvin sign is not a "k". Names of credentials and local-parts are
+// compared so, whatever the locale of Postgres says.
+func Fold(s string) string {
 	return strings.Map(func(r rune) rune {
 		if 'A' <= r && r <= 'Z' {
 			return r + 'a' - 'A'

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/xdg-go/scram"
 )
@@ -44,11 +43,12 @@ func NewSCRAMKeys(password string) (SCRAMKeys, error) {
 }
 
 // Decoy returns the keys that a user who does not exist appears to have: the
-// same for the same user and secret, and verified by no password.
+// same for the same secret and user, as Fold has it, and verified by no
+// password.
 func Decoy(secret []byte, user string) SCRAMKeys {
 	part := func(what string) []byte {
 		mac := hmac.New(sha256.New, secret)
-		mac.Write([]byte(what + "\x00" + strings.ToLower(user)))
+		mac.Write([]byte(what + "\x00" + Fold(user)))
 		return mac.Sum(nil)
 	}
 	return SCRAMKeys{part("salt")[:scramSalt], scramIterations, part("stored key"), part("server key")}

@@ -202,6 +202,16 @@ func (s *Store) Grant(ctx context.Context, name string) (Grant, error) {
 	return s.grant(ctx, q, name)
 }
 
+// AnySCRAM reports whether any credential can be used with SCRAM.
+func (s *Store) AnySCRAM(ctx context.Context) (bool, error) {
+	const q = `SELECT EXISTS (SELECT FROM credentials WHERE scram_salt IS NOT NULL AND NOT disabled)`
+	var any bool
+	if err := s.plain.QueryRow(ctx, q).Scan(&any); err != nil {
+		return false, fmt.Errorf("credentials with SCRAM: %w", err)
+	}
+	return any, nil
+}
+
 // GrantOfKey is as Grant, by the SHA-256 of an API key.
 func (s *Store) GrantOfKey(ctx context.Context, sha256 [32]byte) (Grant, error) {
 	const q = grantColumns + `

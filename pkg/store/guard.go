@@ -75,6 +75,21 @@ func (s *Store) AuthFailed(ctx context.Context, keys []string) ([]float64, error
 	return scores, nil
 }
 
+// AuthForgiven takes so many failures back from each key: they were no guesses.
+func (s *Store) AuthForgiven(ctx context.Context, keys []string, failures int) error {
+	const q = `
+		UPDATE auth_failures f
+		SET score = greatest(0, ` + decayed + ` - @failures::float8),
+		    failed_at = now()
+		WHERE f.key IN (SELECT key FROM auth_failures WHERE key = ANY (@keys) ORDER BY key FOR UPDATE)`
+	args := guardArgs(keys)
+	args["failures"] = failures
+	if _, err := s.plain.Exec(ctx, q, args); err != nil {
+		return fmt.Errorf("authentication forgiven: %w", err)
+	}
+	return nil
+}
+
 // AuthSucceeded remembers a client that was authenticated, and forgets its
 // failures.
 func (s *Store) AuthSucceeded(ctx context.Context, key string) error {

@@ -135,6 +135,7 @@ func settings(c *smtpd.Config) map[string]any {
 		"proxy-networks":              &c.ProxyNetworks,
 		"xclient-networks":            &c.XClientNetworks,
 		"plaintext-auth":              &c.PlaintextAuth,
+		"scram":                       &c.AuthSCRAM,
 		"hide-clients":                &c.HideClients,
 		"binarymime":                  &c.BinaryMIME,
 		"keep-bcc":                    &c.KeepBcc,

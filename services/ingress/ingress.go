@@ -37,6 +37,8 @@ type accounts interface {
 	Standings(ctx context.Context, keys []string) ([]store.Standing, error)
 	AuthFailed(ctx context.Context, keys []string) ([]float64, error)
 	AuthSucceeded(ctx context.Context, key string) error
+	AuthForgiven(ctx context.Context, keys []string, failures int) error
+	AnySCRAM(ctx context.Context) (bool, error)
 	ForgetAuth(ctx context.Context, clients time.Time) (int64, error)
 	Decoy(ctx context.Context) ([]byte, error)
 	AddUsage(ctx context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error)

@@ -192,9 +192,9 @@ type work struct {
 
 var errAtOnce = errors.New("failed")
 
-func (w *work) Verify(ctx context.Context, hash, password string) (bool, error) {
+func (w *work) Turn(ctx context.Context) (auth.Turn, error) {
 	w.hashes.Add(1)
-	return w.verifier.Verify(ctx, hash, password)
+	return w.verifier.Turn(ctx)
 }
 
 func (w *work) Standings(ctx context.Context, keys []string) ([]store.Standing, error) {
@@ -226,8 +226,8 @@ func TestNobodyStandsOutByTime(t *testing.T) {
 		{"password", func(user, password string) error {
 			_, err := k.Password(t.Context(), there, user, password)
 			return err
-		}, [3]int32{1, 3, 2}},
-		{"SCRAM", func(user, password string) error { _, err := login(t, k, there, user, password); return err }, [3]int32{0, 3, 2}},
+		}, [3]int32{1, 6, 2}},
+		{"SCRAM", func(user, password string) error { _, err := login(t, k, there, user, password); return err }, [3]int32{0, 6, 2}},
 	} {
 		for _, c := range []struct{ user, password string }{
 			{"app", "wrong"}, {"app", strings.Repeat("x", 900)}, {"plain", "wrong"},
@@ -325,14 +325,15 @@ func TestKnownClientsDoNotQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := w.keeper()
-	k.unknown = auth.NewHasher(1)
+	unknown := auth.NewHasher(1)
+	k.unknown = unknown
 	const slow = "$argon2id$v=19$m=65536,t=6,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
 	const flood = 4
 	var done atomic.Int32
 	var wg sync.WaitGroup
 	for range flood {
 		wg.Go(func() {
-			if _, err := k.unknown.Verify(t.Context(), slow, "x"); err != nil {
+			if _, err := unknown.Verify(t.Context(), slow, "x"); err != nil {
 				t.Error(err)
 			}
 			done.Add(1)
@@ -381,6 +382,151 @@ func TestParallelAttempts(t *testing.T) {
 	try(there, func(i int) string { return strings.Repeat("x", i+1) })
 	if refused.Load() > maxFails || refused.Load()+blocked.Load() != 20 {
 		t.Errorf("%d guesses refused and %d blocked, want at most %d refused", refused.Load(), blocked.Load(), maxFails)
+	}
+}
+
+// A right guess behind many wrong ones, all at once, is not heard: who waits
+// for a turn is looked at again.
+func TestRightGuessAmongMany(t *testing.T) {
+	w := setup(t, storetest.New(t))
+	for name, guess := range map[string]func(k *Keeper, password string) error{
+		"password": func(k *Keeper, password string) error {
+			_, err := k.Password(t.Context(), there, "app", password)
+			return err
+		},
+		"SCRAM": func(k *Keeper, password string) error { _, err := login(t, k, there, "app", password); return err },
+	} {
+		k := w.keeper()
+		looks := &looks{accessStore: k.store}
+		k.guard.store = looks
+		var turns []auth.Turn
+		for range cap(k.proofs) { // all are taken
+			k.proofs <- struct{}{}
+			turn, err := k.unknown.Turn(t.Context())
+			w.must(err)
+			turns = append(turns, turn)
+		}
+		var wg sync.WaitGroup
+		var in atomic.Int32
+		for i := range int32(11) {
+			wg.Go(func() {
+				word := password
+				if i < 10 {
+					word = strings.Repeat("x", int(i)+1)
+				}
+				if err := guess(k, word); err == nil {
+					in.Add(1)
+				} else if !tooMany(err) && !errors.Is(err, ErrRefused) {
+					t.Error(err)
+				}
+			})
+			if i >= 9 {
+				w.eventually("they wait for a turn", func() bool { return looks.n.Load() > i })
+			}
+		}
+		for range cap(k.proofs) {
+			<-k.proofs
+		}
+		for _, turn := range turns {
+			turn.End()
+		}
+		wg.Wait()
+		if in.Load() > 0 {
+			t.Errorf("%s: a right guess got in behind ten wrong ones", name)
+		}
+		w.exec("DELETE FROM postrider.auth_failures")
+	}
+}
+
+// looks counts how often guesses were looked at.
+type looks struct {
+	accessStore
+	n atomic.Int32
+}
+
+func (l *looks) Standings(ctx context.Context, keys []string) ([]store.Standing, error) {
+	defer l.n.Add(1)
+	return l.accessStore.Standings(ctx, keys)
+}
+
+// A client that tries SCRAM first where its credential has no keys for it, and
+// then its password, has guessed nothing: however often it logs in, it is let in
+// at once, and so are others at its address.
+func TestSCRAMWithoutKeysIsNoGuess(t *testing.T) {
+	w := setup(t, storetest.New(t))
+	for range 3 * maxFails {
+		k := w.keeper() // without what the last one remembers
+		if _, err := login(t, k, here, "plain", password); !errors.Is(err, ErrRefused) {
+			t.Fatalf("SCRAM without keys: %v", err)
+		}
+		if id, err := k.Password(t.Context(), here, "plain", password); err != nil || id.Credential != "plain" {
+			t.Fatalf("the password then: %+v, %v", id, err)
+		}
+	}
+	standings, err := w.store.Standings(t.Context(), []string{"address 192.0.2.1/32", "user plain"})
+	w.must(err)
+	for _, s := range standings {
+		if s.Score > 0.1 {
+			t.Errorf("a score of %v is left", s.Score)
+		}
+	}
+	// Where the user is not known it is a guess as any other.
+	k := w.keeper()
+	for range maxFails {
+		if _, err := login(t, k, there, "plain", password); !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := login(t, k, there, "plain", password); !tooMany(err) {
+		t.Errorf("guesses without keys from elsewhere: %v", err)
+	}
+}
+
+// What nobody can use is not offered.
+func TestMaySCRAM(t *testing.T) {
+	w := setup(t, storetest.New(t))
+	k := w.keeper()
+	if k.lookForSCRAM(t.Context()); !k.MaySCRAM() {
+		t.Error("there are credentials with keys")
+	}
+	w.exec("UPDATE postrider.credentials SET scram_salt = NULL, scram_iterations = NULL, scram_stored_key = NULL, scram_server_key = NULL WHERE credential <> 'disabled'")
+	if k.lookForSCRAM(t.Context()); k.MaySCRAM() {
+		t.Error("only a disabled credential has keys")
+	}
+}
+
+// Letters that only some locales fold do not tell a user from nobody: Kelvin
+// sign, dotted capital i, long s.
+func TestNobodyStandsOutByLetters(t *testing.T) {
+	w := setup(t, storetest.New(t))
+	phc, err := hash()
+	w.must(err)
+	keys, err := scramKeys()
+	w.must(err)
+	w.must(w.store.CreateCredential(t.Context(), store.Credential{
+		Name: "kiosk", Tenant: "acme", Kind: store.PasswordCredential, Password: phc, SCRAM: store.SCRAMKeys(keys)}))
+	k := w.keeper()
+	salt := func(user string) string {
+		e, err := k.SCRAM(address(), Binding{})
+		w.must(err)
+		reply, _, err := e.Step(t.Context(), "n,,n="+user+",r=abc")
+		w.must(err)
+		_, rest, _ := strings.Cut(reply, ",s=")
+		return rest
+	}
+	for _, user := range []string{"kiosk", "kiosx"} { // one of them is nobody
+		own := salt(user)
+		if own != salt(strings.ToUpper(user)) {
+			t.Errorf("%s: another salt for capitals", user)
+		}
+		for _, other := range []string{"\u212a" + user[1:], strings.Replace(user, "i", "\u0130", 1), strings.Replace(user, "s", "\u017f", 1)} {
+			if salt(other) == own {
+				t.Errorf("%s and %s share a salt", user, other)
+			}
+		}
+	}
+	if _, err := k.Password(t.Context(), address(), "\u212aiosk", password); !errors.Is(err, ErrRefused) {
+		t.Errorf("the password of kiosk for another name: %v", err)
 	}
 }
 

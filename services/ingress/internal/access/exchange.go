@@ -23,6 +23,7 @@ type Exchange struct {
 	client netip.Addr
 	inner  *auth.Exchange
 	ctx    context.Context // of the Step in progress
+	asked  bool            // the client has its challenge
 	user   string
 	found  found
 	gate   gate
@@ -43,12 +44,10 @@ func (k *Keeper) SCRAM(client netip.Addr, binding Binding) (*Exchange, error) {
 // error the exchange is over. Errors: ErrExchange, or as of Password.
 func (e *Exchange) Step(ctx context.Context, message string) (reply string, done bool, err error) {
 	e.ctx = ctx
-	reply, done, err = e.inner.Step(message)
-	switch {
-	case errors.Is(err, auth.ErrProof):
-		err = e.refuse("wrong password")
-	case done:
-		err = e.succeed()
+	var failed failure
+	reply, done, failed, err = e.step(ctx, message)
+	if errors.Is(err, ErrRefused) && len(failed.scores) > 0 {
+		err = failed.answer(ctx)
 	}
 	if done || err != nil {
 		e.keeper.metrics.attempt(BySCRAM, err)
@@ -59,13 +58,41 @@ func (e *Exchange) Step(ctx context.Context, message string) (reply string, done
 	return reply, done, nil
 }
 
+// step is Step without the wait after a failure, which is counted. The message
+// with the proof has a turn, as a password has: see Keeper.verify.
+func (e *Exchange) step(ctx context.Context, message string) (reply string, done bool, failed failure, err error) {
+	if e.asked {
+		select {
+		case e.keeper.proofs <- struct{}{}:
+			defer func() { <-e.keeper.proofs }()
+		case <-ctx.Done():
+			return "", false, failure{}, ctx.Err()
+		}
+		if e.gate, err = e.keeper.guard.look(ctx, e.client, usable(e.user)); err != nil {
+			return "", false, failure{}, err
+		}
+	}
+	reply, done, err = e.inner.Step(message)
+	switch {
+	case errors.Is(err, auth.ErrProof):
+		failed, err = e.refuse("wrong password")
+	case done:
+		if cause := e.found.unusable(store.PasswordCredential, e.client); cause != "" {
+			failed, err = e.refuse(cause)
+		} else if err = e.keeper.guard.succeeded(ctx, e.gate); err == nil {
+			e.id = newIdentity(e.found.grant, BySCRAM)
+		}
+	}
+	return reply, done, failed, err
+}
+
 // Identity returns who the client is, after Step was done.
 func (e *Exchange) Identity() Identity { return e.id }
 
 // keys are those of a user, real or not.
 func (e *Exchange) keys(user string) (auth.SCRAMKeys, error) {
 	var err error
-	e.user = user
+	e.asked, e.user = true, user
 	if e.gate, err = e.keeper.guard.look(e.ctx, e.client, usable(user)); err != nil {
 		return auth.SCRAMKeys{}, err
 	}
@@ -83,23 +110,46 @@ func (e *Exchange) keys(user string) (auth.SCRAMKeys, error) {
 	return decoy, nil
 }
 
-func (e *Exchange) succeed() error {
-	if cause := e.found.unusable(store.PasswordCredential, e.client); cause != "" {
-		return e.refuse(cause)
-	}
-	if err := e.keeper.guard.succeeded(e.ctx, e.gate); err != nil {
-		return err
-	}
-	e.id = newIdentity(e.found.grant, BySCRAM)
-	return nil
-}
-
-func (e *Exchange) refuse(cause string) error {
-	if !e.found.exists {
+// refuse counts the failure and returns ErrRefused. SCRAM says nothing about
+// the password of a credential that has no keys for it: that is no guess. Where
+// the user is known it is not counted; elsewhere it is until the password comes,
+// or strangers would see who has such a credential.
+func (e *Exchange) refuse(cause string) (failure, error) {
+	k, c := e.keeper, e.found.grant.Credential
+	keyless := e.found.exists && c.Kind == store.PasswordCredential && c.SCRAM.Iterations == 0
+	switch {
+	case !e.found.exists:
 		cause = "unknown"
+	case keyless:
+		cause = "no SCRAM keys"
 	}
 	refusal(BySCRAM, e.client, e.user, cause)
-	return e.keeper.guard.failed(e.ctx, e.gate)
+	if keyless && e.gate.known {
+		return failure{}, ErrRefused
+	}
+	failed, err := k.guard.failed(e.ctx, e.gate)
+	if err != nil {
+		return failure{}, err
+	}
+	if keyless {
+		name := k.keyed("vain", auth.Fold(e.user), network(e.client).String())
+		n, _ := k.vain.entries.GetIfPresent(name)
+		k.vain.entries.Set(name, n+1)
+	}
+	return failed, ErrRefused
+}
+
+// MaySCRAM reports whether any credential has keys for SCRAM, as far as is
+// known: what nobody can use is not to be offered.
+func (k *Keeper) MaySCRAM() bool { return !k.noSCRAM.Load() }
+
+// lookForSCRAM finds that out.
+func (k *Keeper) lookForSCRAM(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, flushWithin)
+	defer cancel()
+	if some, err := k.store.AnySCRAM(ctx); err == nil { // without Postgres it stays as it was
+		k.noSCRAM.Store(!some)
+	}
 }
 
 // decoySecret reads the secret of the decoys once.

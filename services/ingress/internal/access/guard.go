@@ -4,9 +4,9 @@ import (
 	"context"
 	"math"
 	"net/netip"
-	"strings"
 	"time"
 
+	"github.com/postrider/postrider/pkg/auth"
 	"github.com/postrider/postrider/pkg/store"
 )
 
@@ -29,7 +29,8 @@ const (
 //
 // Attempts are not counted before they fail, so a client that opens many
 // connections at once is not taken for an attacker. An attacker who does so
-// may guess once on each, and then waits the longer: nothing caps the score.
+// waits for the few turns that there are, and is looked at again in each:
+// nothing caps the score.
 type guard struct {
 	store accessStore
 	max   int // failures of an address; a user has twice as many
@@ -51,7 +52,7 @@ func (g *guard) look(ctx context.Context, client netip.Addr, user string) (gate,
 	network := network(client).String()
 	keys := []string{"address " + network}
 	if user != "" {
-		user = strings.ToLower(user)
+		user = auth.Fold(user)
 		keys = append(keys, "user "+user, "client "+user+" "+network)
 	}
 	standings, err := g.store.Standings(ctx, keys)
@@ -77,16 +78,24 @@ func (g *guard) look(ctx context.Context, client netip.Addr, user string) (gate,
 	return at, nil
 }
 
-// failed counts a failure, lets the client wait, and returns what it hears.
-func (g *guard) failed(ctx context.Context, at gate) error {
+// failed counts a failure.
+func (g *guard) failed(ctx context.Context, at gate) (failure, error) {
 	scores, err := g.store.AuthFailed(ctx, at.keys)
-	if err != nil {
-		return err
-	}
+	return failure{at, scores}, err
+}
+
+// failure is one that was counted.
+type failure struct {
+	at     gate
+	scores []float64
+}
+
+// answer lets the client wait, and returns what it hears.
+func (f failure) answer(ctx context.Context) error {
 	worst := 0.0
-	for i, score := range scores {
-		if score > float64(at.limits[i]) { // others failed since we looked
-			return &TooManyError{untilOpen(score, at.limits[i])}
+	for i, score := range f.scores {
+		if score > float64(f.at.limits[i]) { // others failed since we looked
+			return &TooManyError{untilOpen(score, f.at.limits[i])}
 		}
 		worst = max(worst, score)
 	}

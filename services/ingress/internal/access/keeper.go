@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -27,9 +28,14 @@ const (
 	rowLife = 3 * time.Second
 
 	// verifiedLife is how long a password that was verified is known again
-	// without a hash. It is kept under a keyed hash together with the stored
+	// without a hash, from the same network: who has failed too often learns
+	// nothing by it. It is kept under a keyed hash together with the stored
 	// hash, so a changed password is not known.
 	verifiedLife = 5 * time.Minute
+
+	// vainLife is how long a client may take to fall back from SCRAM to a
+	// password.
+	vainLife = time.Minute
 
 	memoSize = 20_000 // entries of each memo
 )
@@ -42,15 +48,17 @@ type accessStore interface {
 	Standings(ctx context.Context, keys []string) ([]store.Standing, error)
 	AuthFailed(ctx context.Context, keys []string) ([]float64, error)
 	AuthSucceeded(ctx context.Context, key string) error
+	AuthForgiven(ctx context.Context, keys []string, failures int) error
+	AnySCRAM(ctx context.Context) (bool, error)
 	ForgetAuth(ctx context.Context, clients time.Time) (int64, error)
 	Decoy(ctx context.Context) ([]byte, error)
 	AddUsage(ctx context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error)
 }
 
-// verifier reports whether a hash is of a password, after the same work for
-// every hash, also for none. *auth.Hasher is one.
+// verifier gives turns to verify passwords: so many at a time, and the same work
+// for every hash, also for none. *auth.Hasher is one.
 type verifier interface {
-	Verify(ctx context.Context, hash, password string) (bool, error)
+	Turn(ctx context.Context) (auth.Turn, error)
 }
 
 // Config is how strict the keeper is.
@@ -83,7 +91,10 @@ type Keeper struct {
 	metrics  *metrics
 	grants   *memo[found] // by name, "key" and its hash, "certificate" and its names
 	verified *memo[struct{}]
-	secret   [32]byte // of the keyed hashes
+	vain     *memo[int]    // failures of SCRAM where the credential has no keys for it, by user and network
+	proofs   chan struct{} // holds a token for each SCRAM proof that is looked at
+	noSCRAM  atomic.Bool   // no credential has keys for it
+	secret   [32]byte      // of the keyed hashes
 	attempts singleflight.Group
 
 	decoyMu sync.Mutex
@@ -100,13 +111,16 @@ type found struct {
 func New(db accessStore, cfg Config) (*Keeper, error) {
 	k := &Keeper{
 		store: db, known: auth.NewHasher(cfg.Parallel), unknown: auth.NewHasher(cfg.Parallel),
-		guard: guard{db, cfg.MaxFailures}, meter: newMeter(db), metrics: newMetrics(),
+		guard: guard{db, cfg.MaxFailures}, meter: newMeter(db), metrics: newMetrics(), proofs: make(chan struct{}, cfg.Parallel),
 	}
 	var err error
 	if k.grants, err = newMemo[found](memoSize, rowLife); err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
 	if k.verified, err = newMemo[struct{}](memoSize, verifiedLife); err != nil {
+		return nil, fmt.Errorf("access: %w", err)
+	}
+	if k.vain, err = newMemo[int](memoSize, vainLife); err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
 	rand.Read(k.secret[:]) // it never fails: crypto/rand ends the process instead
@@ -127,7 +141,7 @@ func (k *Keeper) password(ctx context.Context, client netip.Addr, user, password
 		return Identity{}, err
 	}
 	cause := f.unusable(store.PasswordCredential, client)
-	known := k.keyed("verified", f.grant.Credential.Password, password)
+	known := k.keyed("verified", f.grant.Credential.Password, password, network(client).String())
 	if _, ok := k.verified.entries.GetIfPresent(known); ok && cause == "" {
 		return newIdentity(f.grant, ByPassword), nil
 	}
@@ -143,24 +157,63 @@ func (k *Keeper) password(ctx context.Context, client netip.Addr, user, password
 		if at.known {
 			hasher = k.known
 		}
-		// Whatever is wrong, a hash is computed.
-		ok, err := hasher.Verify(ctx, f.grant.Credential.Password, password)
+		cause, failed, err := k.verify(ctx, hasher, client, user, password, f, cause)
 		if err != nil {
-			return Identity{}, fmt.Errorf("credential %q: %w", user, err)
-		}
-		if !ok && cause == "" {
-			cause = "wrong password"
+			return Identity{}, err
 		}
 		if cause != "" {
 			refusal(ByPassword, client, user, cause)
-			return Identity{}, k.guard.failed(ctx, at)
+			return Identity{}, failed.answer(ctx)
 		}
 		if err := k.guard.succeeded(ctx, at); err != nil {
+			return Identity{}, err
+		}
+		if err := k.forgive(ctx, client, user, at); err != nil {
 			return Identity{}, err
 		}
 		k.verified.entries.Set(known, struct{}{})
 		return newIdentity(f.grant, ByPassword), nil
 	})
+}
+
+// verify finds out, in a turn, what is wrong with a password: "" is nothing. A
+// failure is counted before the turn ends, and who waited for one is looked at
+// again: of many guesses at once no more are heard than of as many one by one.
+func (k *Keeper) verify(ctx context.Context, hasher verifier, client netip.Addr, user, password string, f found, cause string) (string, failure, error) {
+	turn, err := hasher.Turn(ctx)
+	if err != nil {
+		return "", failure{}, fmt.Errorf("credential %q: %w", user, err)
+	}
+	defer turn.End()
+	at, err := k.guard.look(ctx, client, usable(user))
+	if err != nil {
+		return "", failure{}, err
+	}
+	// Whatever is wrong, a hash is computed.
+	ok, err := turn.Verify(f.grant.Credential.Password, password)
+	if err != nil {
+		return "", failure{}, fmt.Errorf("credential %q: %w", user, err)
+	}
+	if !ok && cause == "" {
+		cause = "wrong password"
+	}
+	if cause == "" {
+		return "", failure{}, nil
+	}
+	failed, err := k.guard.failed(ctx, at)
+	return cause, failed, err
+}
+
+// forgive takes back what SCRAM cost a client that now has proved who it is:
+// its credential has no keys for SCRAM, so that was no guess.
+func (k *Keeper) forgive(ctx context.Context, client netip.Addr, user string, at gate) error {
+	name := k.keyed("vain", auth.Fold(user), network(client).String())
+	n, ok := k.vain.entries.GetIfPresent(name)
+	if !ok {
+		return nil
+	}
+	k.vain.entries.Invalidate(name)
+	return k.store.AuthForgiven(ctx, at.keys, n)
 }
 
 // APIKey verifies the key of an HTTP client ("pr_..."). It may take seconds
@@ -192,7 +245,11 @@ func (k *Keeper) apiKey(ctx context.Context, client netip.Addr, key string) (Ide
 		return Identity{}, err
 	}
 	refusal(ByAPIKey, client, f.grant.Credential.Name, cause)
-	return Identity{}, k.guard.failed(ctx, at)
+	failed, err := k.guard.failed(ctx, at)
+	if err != nil {
+		return Identity{}, err
+	}
+	return Identity{}, failed.answer(ctx)
 }
 
 // Certificate is what a client showed in its TLS handshake.
@@ -270,7 +327,13 @@ func (k *Keeper) named(ctx context.Context, user string) (found, error) {
 	if usable(user) == "" {
 		return found{}, nil
 	}
-	return k.lookUp(ctx, "name "+user, func(ctx context.Context) (store.Grant, error) { return k.store.Grant(ctx, user) })
+	f, err := k.lookUp(ctx, "name "+auth.Fold(user), func(ctx context.Context) (store.Grant, error) { return k.store.Grant(ctx, user) })
+	if f.exists && auth.Fold(f.grant.Credential.Name) != auth.Fold(user) {
+		// Postgres may know more letters than ASCII in two cases. Salts of
+		// nobody do not, and would tell such a user from nobody.
+		f = found{}
+	}
+	return f, err
 }
 
 func (k *Keeper) lookUp(ctx context.Context, key string, find func(context.Context) (store.Grant, error)) (found, error) {

@@ -13,6 +13,7 @@ import (
 const (
 	flushEvery  = time.Second
 	forgetEvery = 10 * time.Minute
+	scramEvery  = 5 * time.Second
 	idleAfter   = time.Minute // an account that nobody used is read again when somebody does
 	flushWithin = 5 * time.Second
 )
@@ -254,9 +255,11 @@ func (m *meter) stay() {
 // Run writes what was taken to Postgres until ctx is done, and once more
 // then: it must outlive the sessions.
 func (k *Keeper) Run(ctx context.Context) error {
-	flush, forget := time.NewTicker(flushEvery), time.NewTicker(forgetEvery)
+	flush, forget, scram := time.NewTicker(flushEvery), time.NewTicker(forgetEvery), time.NewTicker(scramEvery)
 	defer flush.Stop()
 	defer forget.Stop()
+	defer scram.Stop()
+	k.lookForSCRAM(ctx)
 	failing := false
 	for {
 		select {
@@ -271,6 +274,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 				slog.Warn("access: usage cannot be written; it is kept", "error", err)
 			}
 			failing = err != nil
+		case <-scram.C:
+			k.lookForSCRAM(ctx)
 		case <-forget.C:
 			if _, err := k.store.ForgetAuth(ctx, time.Now().Add(-knownFor)); err != nil && ctx.Err() == nil {
 				slog.Warn("access: old failures to authenticate cannot be dropped", "error", err)

@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"log/slog"
@@ -30,17 +31,25 @@ func (s *session) mayAuth() bool {
 
 // mechanisms lists those that are offered, the strongest first.
 func (s *session) mechanisms() string {
-	const all = "SCRAM-SHA-256 PLAIN LOGIN"
-	if s.exporter() != nil {
-		return "SCRAM-SHA-256-PLUS " + all
+	const passwords = "PLAIN LOGIN"
+	switch {
+	case !s.mayScram():
+		return passwords
+	case s.exporter() != nil:
+		return "SCRAM-SHA-256-PLUS SCRAM-SHA-256 " + passwords
 	}
-	return all
+	return "SCRAM-SHA-256 " + passwords
 }
 
-// exporter returns what binds SCRAM to the TLS connection; nil: nothing does,
-// as in the clear, or in TLS 1.2 without extended master secret.
+// mayScram reports whether SCRAM is offered: clients that choose by themselves
+// take it, and not all fall back when the credential has no keys for it.
+func (s *session) mayScram() bool { return s.cfg.AuthSCRAM && s.server.access.MaySCRAM() }
+
+// exporter returns what binds SCRAM to the TLS connection; nil: nothing does.
+// That is tls-exporter, the binding of TLS 1.3 (RFC 9266 §3). Below, clients
+// have tls-unique (RFC 5802 §6.1), and would take an offer of -PLUS for one.
 func (s *session) exporter() []byte {
-	if s.tls == nil {
+	if s.tls == nil || s.tls.Version < tls.VersionTLS13 {
 		return nil
 	}
 	exported, err := s.tls.ExportKeyingMaterial(channelBinding, nil, 32)
@@ -121,9 +130,11 @@ func (d *dialogue) run(mechanism string) (access.Identity, error) {
 	case "LOGIN":
 		return d.login()
 	case "SCRAM-SHA-256":
-		return d.scram(access.Binding{Exporter: d.s.exporter()})
+		if d.s.mayScram() {
+			return d.scram(access.Binding{Exporter: d.s.exporter()})
+		}
 	case "SCRAM-SHA-256-PLUS":
-		if exporter := d.s.exporter(); exporter != nil {
+		if exporter := d.s.exporter(); exporter != nil && d.s.mayScram() {
 			return d.scram(access.Binding{Exporter: exporter, Required: true})
 		}
 	}

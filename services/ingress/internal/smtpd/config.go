@@ -19,6 +19,7 @@ type Config struct {
 	ProxyNetworks            []netip.Prefix `envconfig:"PROXY_NETWORKS" desc:"Load balancers: each of their connections must begin with a PROXY header, version 1 or 2, and is that of the client it names."`
 	XClientNetworks          []netip.Prefix `envconfig:"XCLIENT_NETWORKS" desc:"Peers that may use XCLIENT and XFORWARD: they say who their client is, and are believed."`
 	PlaintextAuth            bool           `envconfig:"SMTP_PLAINTEXT_AUTH" desc:"Take passwords without TLS too. Only for networks that nobody else can listen to."`
+	AuthSCRAM                bool           `envconfig:"SMTP_AUTH_SCRAM" default:"true" desc:"Offer SCRAM-SHA-256 to clients, if any credential has keys for it. Clients that choose by themselves take it, and some do not fall back where a credential was made with --no-scram."`
 	HideClients              bool           `envconfig:"SMTP_HIDE_CLIENTS" desc:"Leave name and address of clients that authenticate out of the Received field."`
 	BinaryMIME               bool           `envconfig:"SMTP_BINARYMIME" desc:"Offer BINARYMIME (RFC 3030). Such a message fails at every next hop that does not."`
 	KeepBcc                  bool           `envconfig:"SMTP_KEEP_BCC" desc:"Relay the Bcc and Resent-Bcc fields of clients that send without a credential. Everybody who gets the message sees them."`
@@ -30,7 +31,7 @@ type Config struct {
 	MaxSessionRcpts          int            `envconfig:"SMTP_MAX_SESSION_RECIPIENTS" default:"100000" desc:"Recipients of all messages of one connection, then 421."`
 	MaxLine                  int            `envconfig:"SMTP_MAX_LINE" default:"998" desc:"Longest line of a message in octets, without CR LF. RFC 5321 lets servers refuse longer ones than 998, so many do; 0 is no limit."`
 	MendLines                bool           `envconfig:"SMTP_MEND_LINES" default:"true" desc:"Encode a body part anew (quoted-printable or base64) whose lines are longer than that, in messages of up to 8 MiB, instead of refusing the message. What is signed is never changed."`
-	MaxErrors                int            `envconfig:"SMTP_MAX_ERRORS" default:"20" desc:"Commands of one connection that were refused for good, then 421."`
+	MaxErrors                int            `envconfig:"SMTP_MAX_ERRORS" default:"20" desc:"Commands that were refused for good, on one connection since its last message that was accepted, then 421. So do commands without use (NOOP, RSET, VRFY and such) beyond 100, and recipients refused for now beyond 1,000."`
 	MaxConnections           int            `envconfig:"SMTP_MAX_CONNECTIONS" default:"20000" desc:"Connections at a time, then 421."`
 	MaxConnectionsPerIP      int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_IP" default:"200" desc:"Connections at a time from one address, then 421."`
 	MaxConnectionsPerNetwork int            `envconfig:"SMTP_MAX_CONNECTIONS_PER_NETWORK" default:"2000" desc:"Connections at a time from one /24 of IPv4 or /48 of IPv6, then 421; 0 is no limit."`

@@ -62,6 +62,8 @@ func (f *fakeAccess) AuthFailed(_ context.Context, keys []string) ([]float64, er
 	return make([]float64, len(keys)), nil
 }
 func (f *fakeAccess) AuthSucceeded(context.Context, string) error          { return nil }
+func (f *fakeAccess) AuthForgiven(context.Context, []string, int) error    { return nil }
+func (f *fakeAccess) AnySCRAM(context.Context) (bool, error)               { return true, nil }
 func (f *fakeAccess) ForgetAuth(context.Context, time.Time) (int64, error) { return 0, nil }
 func (f *fakeAccess) Decoy(context.Context) ([]byte, error)                { return []byte("decoy"), nil }
 func (f *fakeAccess) AddUsage(_ context.Context, add []store.Usage) (credentials, tenants []store.Usage, err error) {

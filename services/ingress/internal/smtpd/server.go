@@ -48,6 +48,7 @@ type Door struct {
 type gatekeeper interface {
 	Password(ctx context.Context, client netip.Addr, user, password string) (access.Identity, error)
 	SCRAM(client netip.Addr, binding access.Binding) (*access.Exchange, error)
+	MaySCRAM() bool
 	Certificate(ctx context.Context, client netip.Addr, c access.Certificate) (access.Identity, error)
 	Vouched(ctx context.Context, client netip.Addr, user string) (access.Identity, error)
 	Renew(ctx context.Context, client netip.Addr, id access.Identity) (access.Identity, error)

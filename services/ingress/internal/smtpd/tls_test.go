@@ -156,6 +156,40 @@ func TestSCRAM(t *testing.T) {
 	}
 }
 
+// Mechanisms are offered where they can succeed: -PLUS where its binding is
+// tls-exporter, which is that of TLS 1.3 (RFC 9266), SCRAM where it is wanted.
+func TestMechanismsOffered(t *testing.T) {
+	for _, tt := range []struct {
+		version uint16
+		scram   bool
+		want    string
+	}{
+		{tls.VersionTLS13, true, "AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN"},
+		{tls.VersionTLS12, true, "AUTH SCRAM-SHA-256 PLAIN LOGIN"},
+		{tls.VersionTLS13, false, "AUTH PLAIN LOGIN"},
+	} {
+		server := startTLS(t, true)
+		server.cfg.AuthSCRAM = tt.scram
+		c, _ := secured(t, server, &tls.Config{MaxVersion: tt.version})
+		c.send("EHLO client.example\r\n")
+		offered := ""
+		for _, line := range c.expect("250").Lines {
+			if strings.HasPrefix(line, "AUTH ") {
+				offered = line
+			}
+		}
+		if offered != tt.want {
+			t.Errorf("%s, SCRAM %v: %q, want %q", tls.VersionName(tt.version), tt.scram, offered, tt.want)
+		}
+		for _, mechanism := range []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"} {
+			if !strings.Contains(tt.want+" ", " "+mechanism+" ") {
+				c.send("AUTH " + mechanism + "\r\n")
+				c.expect("504 5.5.4")
+			}
+		}
+	}
+}
+
 func encoded(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 
 func challenge(t *testing.T, c *client) string {

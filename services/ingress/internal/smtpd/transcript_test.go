@@ -399,6 +399,7 @@ func (s *transcript) setting(t testing.TB, text string) func(*scene) {
 func testConfig() Config {
 	return Config{
 		RelayNetworks:       prefixes("127.0.0.0/8"),
+		AuthSCRAM:           true,
 		MaxMessageBytes:     25 << 20,
 		MaxRecipients:       1000,
 		MaxMessages:         1000,
