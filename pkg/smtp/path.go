@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -326,11 +327,24 @@ func canonicalLiteral(text string) (string, bool) {
 		}
 		return "[" + tag + address.String() + "]", true
 	}
-	address, err := netip.ParseAddr(text)
-	if err != nil || !address.Is4() {
-		return "", false
+	address, ok := parseIPv4(text)
+	return "[" + address.String() + "]", ok
+}
+
+// parseIPv4 reads IPv4-address-literal of RFC 5321 §4.1.3, whose numbers are
+// decimal also when they begin with a zero.
+func parseIPv4(text string) (netip.Addr, bool) {
+	var octets [4]byte
+	rest := text
+	for i := range octets {
+		digits, more, dot := strings.Cut(rest, ".")
+		n, err := strconv.ParseUint(digits, 10, 8)
+		if err != nil || len(digits) > 3 || digits[0] == '+' || dot != (i < len(octets)-1) {
+			return netip.Addr{}, false
+		}
+		octets[i], rest = byte(n), more
 	}
-	return "[" + address.String() + "]", true
+	return netip.AddrFrom4(octets), true
 }
 
 // ParseHello checks the argument of EHLO or HELO: a domain or an address
@@ -339,6 +353,25 @@ func ParseHello(s string) bool {
 	p := pathParser{s: s}
 	_, err := p.domain()
 	return err == nil && p.i == len(s)
+}
+
+// CleanHello returns the name that a client gives in EHLO or HELO as it may
+// stand in a trace field. Clients say what their computer is called, whether it
+// is a domain or not, and are not refused for it (RFC 5321 §4.1.4): what has
+// a meaning in a field, and what is not ASCII, becomes "?", as with Postfix. ok
+// is false for no name, and for blanks and controls, with which it would be
+// more than one word.
+func CleanHello(s string) (name string, ok bool) {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f && r < 0xa0 }) {
+		return "", false
+	}
+	name = strings.Map(func(r rune) rune {
+		if r >= utf8.RuneSelf || strings.ContainsRune(`()<>\";,@`, r) {
+			return '?'
+		}
+		return r
+	}, s)
+	return name[:min(len(name), MaxDomain)], true
 }
 
 // isAtext: RFC 5322 §3.2.3.

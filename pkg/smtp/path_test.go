@@ -119,6 +119,35 @@ func TestParseReversePath(t *testing.T) {
 	}
 }
 
+// RFC 5321 §4.5.3.1.3: 256 octets with the brackets, and not one more.
+func TestPathLimit(t *testing.T) {
+	path := func(n int) string {
+		domain := strings.Repeat(strings.Repeat("d", 63)+".", 4)[:n-len("<local@>")-3] + "exx"
+		return "<local@" + domain + ">"
+	}
+	for n := 250; n <= 260; n++ {
+		_, _, forward := ParseForwardPath(path(n), false)
+		_, _, reverse := ParseReversePath(path(n), false)
+		if len(path(n)) != n || (forward == nil) != (n <= 256) || (reverse == nil) != (n <= 256) {
+			t.Errorf("path of %d octets: %v, %v", len(path(n)), forward, reverse)
+		}
+	}
+}
+
+// RFC 5321 §4.1.3: Snum is decimal, zeros before it or not.
+func TestLiterals(t *testing.T) {
+	for text, want := range map[string]string{
+		"[192.0.2.1]": "[192.0.2.1]", "[192.000.002.010]": "[192.0.2.10]", "[IPv6:2001:DB8::1]": "[IPv6:2001:db8::1]",
+		"[ipv6:::ffff:192.0.2.1]": "[IPv6:::ffff:192.0.2.1]",
+		"[192.0.2]":               "", "[192.0.2.256]": "", "[192.0.2.1.1]": "", "[192.0.2.0001]": "", "[192.0.2.+1]": "", "[192.0.2.]": "", "[::1]": "", "[x:y]": "",
+	} {
+		got, _, err := ParseForwardPath("<a@"+text+">", false)
+		if want == "" && err == nil || want != "" && string(got) != "a@"+want {
+			t.Errorf("%s: %q, %v, want %q", text, got, err, want)
+		}
+	}
+}
+
 func TestParseHello(t *testing.T) {
 	for hello, want := range map[string]bool{
 		"mail.example.com": true, "localhost": true, "host_1": true, "[192.0.2.1]": true, "[IPv6:::1]": true,

@@ -115,7 +115,7 @@ func (c *chunks) next() error {
 		default:
 			return c.interrupt(line)
 		}
-		if c.s.errors >= c.s.cfg.MaxErrors {
+		if c.s.tried.errors >= c.s.cfg.MaxErrors {
 			return errInterrupted
 		}
 	}

@@ -88,6 +88,7 @@ func (s *session) noContent() mail.Reply {
 // then, however it ended.
 func (s *session) take(verb string, buf *spool.Buffer, content io.Reader) {
 	defer buf.Close()
+	defer func() { s.sub = mail.Submission{} }() // it holds the recipients
 	defer s.mail.clear()
 	in := newIncoming(s, content)
 	defer in.close()
@@ -95,6 +96,7 @@ func (s *session) take(verb string, buf *spool.Buffer, content io.Reader) {
 	reply, err := s.receive(buf, in)
 	if err == nil && reply.Positive() {
 		s.messages++
+		s.tried = efforts{}
 		s.wire.reply(reply)
 		return
 	}

@@ -13,12 +13,13 @@ const maxHold = 7 * 24 * time.Hour
 
 // doHello is EHLO and HELO: RFC 5321 §4.1.1.1, §4.1.4.
 func (s *session) doHello(command smtp.Command) {
-	if !smtp.ParseHello(command.Args) {
+	name, ok := smtp.CleanHello(command.Args)
+	if !ok {
 		s.refuse(command.Verb, replyHello)
 		return
 	}
 	s.reset()
-	s.client.Hello = command.Args
+	s.client.Hello = name
 	s.esmtp = command.Verb == "EHLO"
 	if s.esmtp {
 		s.wire.reply(mail.Reply{Code: 250, Lines: s.keywords()})

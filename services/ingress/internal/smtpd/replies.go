@@ -57,7 +57,7 @@ var (
 	replyBareCR          = say(550, 5, 2, "bare CR in a command; lines end with CR LF")
 	replyNoArguments     = say(501, 5, 4, "this command takes no argument")
 	replyNeedArgument    = say(501, 5, 4, "this command needs an argument")
-	replyHello           = say(501, 5, 4, "need a domain or an address literal")
+	replyHello           = say(501, 5, 4, "need the name of the client, without blanks")
 	replyNotHere         = say(502, 5, 1, "command not implemented")
 	replyEarly           = say(554, 5, 1, "the server speaks first; closing")
 	replyTalkedBeforeTLS = say(554, 5, 1, "nothing may follow STARTTLS before the handshake; closing")

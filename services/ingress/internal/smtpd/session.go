@@ -39,10 +39,10 @@ type session struct {
 	id      access.Identity // who the client is; the zero value is nobody
 	authed  bool            // by AUTH, on this connection
 
-	esmtp    bool   // EHLO rather than HELO
-	messages int    // accepted on this connection
-	rcpts    int    // accepted on this connection, of all transactions
-	errors   int    // commands that were refused for good
+	esmtp    bool // EHLO rather than HELO
+	messages int  // accepted on this connection
+	rcpts    int  // accepted on this connection, of all transactions
+	tried    efforts
 	over     bool   // close after the replies
 	pending  []byte // a command line that was read and not done
 	mail     transaction
@@ -68,6 +68,7 @@ func newSession(server *Server, conn net.Conn, door *Door) *session {
 // serve greets the client and does what it says until one of them leaves.
 func (s *session) serve() {
 	defer s.wire.hangUp()
+	defer s.mail.clear()
 	defer s.seat.Leave()
 	defer s.leaveCrowd()
 	if !s.arrive() {
@@ -84,7 +85,7 @@ func (s *session) serve() {
 		default:
 			s.command(line)
 		}
-		if s.errors >= s.cfg.MaxErrors && !s.over {
+		if s.tried.errors >= s.cfg.MaxErrors && !s.over {
 			s.end(replyErrors)
 		}
 	}
@@ -217,6 +218,7 @@ func (s *session) command(line []byte) {
 			return
 		}
 	}
+	s.tried.command(command.Verb)
 	switch command.Verb {
 	case "MAIL":
 		s.doMail(command.Args)
@@ -308,9 +310,7 @@ func (s *session) refuse(verb string, reply mail.Reply) {
 }
 
 func (s *session) refusePath(verb string, path mail.ForwardPath, reply mail.Reply) {
-	if reply.Permanent() {
-		s.errors++
-	}
+	s.tried.refused(verb, reply)
 	s.server.metrics.refused(reply)
 	if s.silent {
 		s.wire.reply(reply)

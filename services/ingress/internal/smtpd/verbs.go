@@ -9,6 +9,7 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
 	"github.com/postrider/postrider/services/ingress/internal/access"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // transaction is a mail transaction: RFC 5321 §3.3.
@@ -17,6 +18,9 @@ type transaction struct {
 	args       smtp.MailArgs
 	recipients []mail.Recipient
 	known      map[mailbox]struct{} // of recipients, once there are many
+	memory     spool.Share
+	cost       int64 // of the recipients, in bytes of memory
+	paid       int64 // of it
 }
 
 // mailbox tells recipients apart. Domains are equal in any case of letters,
@@ -29,8 +33,39 @@ type mailbox struct {
 // fewRecipients is up to where comparing with each is cheaper than a map.
 const fewRecipients = 8
 
+// keptRecipients is how many recipients have room in a session that is idle.
+const keptRecipients = 32
+
 func (t *transaction) clear() {
-	*t = transaction{recipients: t.recipients[:0]}
+	if t.open {
+		t.memory.Close()
+	}
+	clear(t.recipients) // their texts are not needed any more
+	recipients := t.recipients[:0]
+	if cap(recipients) > keptRecipients {
+		recipients = nil
+	}
+	*t = transaction{recipients: recipients}
+}
+
+// What recipients take of the memory: each its texts and so much more, in
+// steps.
+const (
+	recipientMemory = 320
+	memoryStep      = 4 << 10
+)
+
+// pay takes the memory of a recipient, or reports that there is none.
+func (t *transaction) pay(r *mail.Recipient) bool {
+	cost := t.cost + int64(len(r.ForwardPath)+len(r.Domain)+len(r.ORCPT)+recipientMemory)
+	for t.paid < cost {
+		if !t.memory.Take(memoryStep) {
+			return false
+		}
+		t.paid += memoryStep
+	}
+	t.cost = cost
+	return true
 }
 
 // ascii reports whether all paths are.
@@ -42,7 +77,7 @@ func (t *transaction) ascii() bool {
 	return ascii
 }
 
-// has reports whether the forward-path was given before, and remembers it.
+// has reports whether the forward-path was given before.
 func (t *transaction) has(path mail.ForwardPath, domain mail.Domain) bool {
 	if len(t.recipients) < fewRecipients {
 		for i := range t.recipients {
@@ -60,10 +95,16 @@ func (t *transaction) has(path mail.ForwardPath, domain mail.Domain) bool {
 			t.known[mailbox{localPart(r.ForwardPath), r.Domain}] = struct{}{}
 		}
 	}
-	key := mailbox{localPart(path), domain}
-	_, has := t.known[key]
-	t.known[key] = struct{}{}
+	_, has := t.known[mailbox{localPart(path), domain}]
 	return has
+}
+
+// add adds a recipient that was not given before.
+func (t *transaction) add(r mail.Recipient) {
+	t.recipients = append(t.recipients, r)
+	if t.known != nil {
+		t.known[mailbox{localPart(r.ForwardPath), r.Domain}] = struct{}{}
+	}
 }
 
 func localPart(path mail.ForwardPath) string {
@@ -101,6 +142,7 @@ func (s *session) doMail(arguments string) {
 		return
 	}
 	s.mail.open, s.mail.args = true, args
+	s.mail.memory = s.server.memory.Share(s.client.Address)
 	s.seat.Begin()
 	s.wire.reply(replySender)
 }
@@ -182,14 +224,19 @@ func (s *session) doRcpt(arguments string) {
 		s.refusePath("RCPT", path, replyRecipients)
 		return
 	default:
-		s.rcpts++
-		s.mail.recipients = append(s.mail.recipients, mail.Recipient{
+		recipient := mail.Recipient{
 			No:          int32(len(s.mail.recipients)) + 1,
 			ForwardPath: path,
 			Domain:      domain,
 			Notify:      args.Notify,
 			ORCPT:       args.ORCPT,
-		})
+		}
+		if !s.mail.pay(&recipient) {
+			s.refusePath("RCPT", path, replyMemory)
+			return
+		}
+		s.rcpts++
+		s.mail.add(recipient)
 	}
 	s.wire.reply(replyRecipient)
 }

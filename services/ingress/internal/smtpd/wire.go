@@ -46,6 +46,7 @@ type wire struct {
 	timeout time.Duration
 	lenient bool // an LF alone ends a line, too
 
+	begun    bool      // octets of a line were waited for: its deadline stands
 	farewell bool      // the client said QUIT, so nothing more is coming
 	writeBy  time.Time // the write deadline of conn
 
@@ -84,7 +85,11 @@ func (w *wire) setDeadline() error {
 	if !w.dataDeadline.IsZero() {
 		end = w.dataDeadline
 	}
-	deadline := w.later(w.readBy, now)
+	deadline := w.readBy
+	if !w.begun || !w.dataDeadline.IsZero() {
+		deadline = w.later(w.readBy, now)
+	}
+	w.begun = true
 	if !end.IsZero() && end.Before(deadline) {
 		deadline = end
 	}
@@ -192,8 +197,10 @@ func isAuth(line []byte) bool {
 	return len(line) >= len(verb) && strings.EqualFold(string(line[:len(verb)]), verb)
 }
 
-// readUpTo is readLine for lines of up to limit octets with their CRLF.
+// readUpTo is readLine for lines of up to limit octets with their CRLF. The
+// whole of a line must be there within the timeout.
 func (w *wire) readUpTo(limit int) ([]byte, error) {
+	w.begun = false
 	line, err := w.in.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		w.long = append(w.long[:0], line...)

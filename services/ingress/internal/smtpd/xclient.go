@@ -86,7 +86,7 @@ func (s *session) doXClient(arguments string) {
 		case "LOGIN":
 			login = a.value
 		case "HELO":
-			client.Hello, valid = a.value, smtp.ParseHello(a.value)
+			client.Hello, valid = smtp.CleanHello(a.value)
 		}
 		ok = ok && valid
 	}
