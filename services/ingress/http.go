@@ -14,6 +14,7 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/httpd"
 	"github.com/postrider/postrider/services/ingress/internal/smtpd"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 // openHTTP opens the addresses for HTTP clients.
@@ -44,14 +45,14 @@ func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
 
 // newHTTP returns the server for HTTP clients. What is not special to them is
 // as for those of SMTP.
-func newHTTP(cfg httpd.Config, smtp smtpd.Config, committer *commit.Committer, keeper *access.Keeper) (*httpd.Server, error) {
+func newHTTP(cfg httpd.Config, smtp smtpd.Config, committer *commit.Committer, keeper *access.Keeper, room *spool.Spool) (*httpd.Server, error) {
 	cfg.Hostname = smtp.Hostname
 	cfg.MaxMessageBytes = smtp.MaxMessageBytes
 	cfg.MaxRecipients = smtp.MaxRecipients
 	cfg.DrainTimeout = smtp.DrainTimeout
 	cfg.Lifetime = smtp.Lifetime
 	cfg.ReportLifetime = time.Duration(smtp.ReportLifetime)
-	return httpd.New(cfg, committer, keeper)
+	return httpd.New(cfg, committer, keeper, room)
 }
 
 // serveBoth runs the SMTP server, and the one for HTTP clients unless it has

@@ -68,7 +68,7 @@ func TestHTTPByProxy(t *testing.T) {
 	cfg := testConfig()
 	cfg.HTTP.ListenTLS, cfg.TLS.SelfSigned = "127.0.0.1:0", true
 	cfg.HTTP.MaxBodyBytes, cfg.HTTP.MemoryBytes = 1<<20, 8<<20
-	cfg.HTTP.MaxConnections, cfg.HTTP.Streams, cfg.HTTP.ReadTimeout = 10, 1, 10*time.Second
+	cfg.HTTP.MaxConnections, cfg.HTTP.ReadTimeout = 10, 10*time.Second
 	cfg.HTTP.ProxyNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	listener, err := ingress.Listen(t.Context(), cfg)
 	if err != nil {
@@ -115,7 +115,7 @@ func TestHTTP(t *testing.T) {
 	cfg := testConfig()
 	cfg.HTTP.Listen, cfg.HTTP.ListenTLS, cfg.TLS.SelfSigned = "127.0.0.1:0", "127.0.0.1:0", true
 	cfg.HTTP.MaxBodyBytes, cfg.HTTP.MemoryBytes = 1<<20, 8<<20
-	cfg.HTTP.MaxConnections, cfg.HTTP.Streams, cfg.HTTP.ReadTimeout = 10, 1, 10*time.Second
+	cfg.HTTP.MaxConnections, cfg.HTTP.ReadTimeout = 10, 10*time.Second
 	listener, err := ingress.Listen(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

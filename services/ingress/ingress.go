@@ -211,7 +211,7 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		with.TLS = deps.Listener.certs
 	}
 	server := smtpd.New(cfg.SMTP, with)
-	web, err := newHTTP(cfg.HTTP, cfg.SMTP, committer, keeper)
+	web, err := newHTTP(cfg.HTTP, cfg.SMTP, committer, keeper, content)
 	if err != nil {
 		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
 	}

@@ -142,7 +142,7 @@ func TestSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{doc: doc, budget: budget{limit: 1 << 30}}
+	s := &Server{doc: doc, budget: newBudget(1 << 30)}
 	boxes := func(n int) string { return strings.TrimSuffix(strings.Repeat(`{"address":"a@b"},`, n), ",") }
 	for _, c := range []struct{ name, body, want string }{
 		{"all right", ` {"from" : {"address":"a@b","name":"\u00fc\"\\"} ,"to":null, "priority": -9,"text":"]}{[,\"\\","substitutions":{"":"","a":"b"} } `, ""},
@@ -165,7 +165,7 @@ func TestSchema(t *testing.T) {
 		{"a map", `{"from":{"address":"a@b"},"substitutions":{"a":1,"b":[{"from":{}}]}}`, "#/substitutions/a want a string; #/substitutions/b want a string"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := s.parse([]byte(c.body), &share{of: &s.budget})
+			_, err := s.parse([]byte(c.body), roomy(s))
 			var got []string
 			var p *Problem
 			if errors.As(err, &p) {

@@ -16,10 +16,9 @@ type Config struct {
 	ListenTLS      string         `envconfig:"HTTPS_LISTEN" desc:"The same with TLS, with the certificates of POSTRIDER_TLS_CERT_FILES."`
 	ProxyNetworks  []netip.Prefix `envconfig:"HTTP_PROXY_NETWORKS" desc:"Load balancers whose HTTP connections begin with a PROXY header, version 1 or 2, and are those of the clients it names."`
 	MaxBodyBytes   int64          `envconfig:"HTTP_MAX_BODY_BYTES" default:"8388608" desc:"Largest JSON request, in bytes. It is held in memory; larger messages come as message/rfc822, up to POSTRIDER_MAX_MESSAGE_BYTES."`
-	MemoryBytes    int64          `envconfig:"HTTP_MEMORY_BYTES" default:"67108864" desc:"Memory for all requests of a process at a time, in bytes; more gets 429. JSON counts three times its size, and what its messages become; a message/rfc822 at most 1.25 MiB."`
+	MemoryBytes    int64          `envconfig:"HTTP_MEMORY_BYTES" default:"67108864" desc:"Memory for all requests of a process at a time, in bytes; more gets 429. JSON counts three times its size, and what its messages become; a message/rfc822 twice its size, and no more than 2 MiB; larger ones go to POSTRIDER_SPOOL_DIRECTORY."`
 	MaxConnections int            `envconfig:"HTTP_MAX_CONNECTIONS" default:"1000" desc:"HTTP connections at a time; more wait."`
 	ReadTimeout    time.Duration  `envconfig:"HTTP_READ_TIMEOUT" default:"30s" desc:"How long a client may take for a request, and one second more for each KiB of it."`
-	Streams        int            `envconfig:"HTTP_STREAMS" default:"1" desc:"Messages over 1 MiB that come by HTTP and are written to Postgres at a time. Each needs a connection of its own."`
 
 	// What ingress has for all its clients.
 	Hostname        string                          `ignored:"true"`
@@ -46,9 +45,8 @@ func (c *Config) Validate() error {
 		value, min int64
 	}{
 		{"HTTP_MAX_BODY_BYTES", c.MaxBodyBytes, 64 << 10},
-		{"HTTP_MEMORY_BYTES", c.MemoryBytes, max((jsonFactor+1)*c.MaxBodyBytes, 2*streamMemory)},
+		{"HTTP_MEMORY_BYTES", c.MemoryBytes, max((jsonFactor+1)*c.MaxBodyBytes, 2<<20)},
 		{"HTTP_MAX_CONNECTIONS", int64(c.MaxConnections), 1},
-		{"HTTP_STREAMS", int64(c.Streams), 1},
 	} {
 		if v.value < v.min {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is %d, want at least %d", v.name, v.value, v.min))

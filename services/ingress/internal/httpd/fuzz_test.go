@@ -6,6 +6,7 @@ import (
 	"flag"
 	"io"
 	netmail "net/mail"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -54,15 +55,15 @@ func FuzzJSON(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	s := &Server{doc: doc, budget: budget{limit: 1 << 30}}
+	s := &Server{doc: doc, budget: newBudget(1 << 30)}
 	now := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		m, err := s.parse(text, &share{of: &s.budget})
+		m, err := s.parse(text, roomy(s))
 		if err != nil {
 			wantProblem(t, err)
 			return
 		}
-		c := &checker{ctx: t.Context(), m: m, now: now, maxRecipients: 10, memory: &share{of: &s.budget}}
+		c := &checker{ctx: t.Context(), m: m, now: now, maxRecipients: 10, memory: roomy(s)}
 		drafts, err := c.check()
 		if err != nil {
 			wantProblem(t, err)
@@ -137,4 +138,10 @@ func FuzzWholeMessage(f *testing.F) {
 			t.Errorf("%v: %q", err, whole)
 		}
 	})
+}
+
+// roomy returns a share of the budget of a server.
+func roomy(s *Server) *share {
+	memory := s.budget.share(netip.Addr{})
+	return &memory
 }

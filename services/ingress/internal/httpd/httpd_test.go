@@ -25,6 +25,7 @@ import (
 	"github.com/postrider/postrider/pkg/storetest"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 func TestMain(m *testing.M) {
@@ -67,7 +68,7 @@ type world struct {
 
 func testConfig() Config {
 	return Config{
-		MaxBodyBytes: 1 << 20, MemoryBytes: 16 << 20, MaxConnections: 100, ReadTimeout: 10 * time.Second, Streams: 1,
+		MaxBodyBytes: 1 << 20, MemoryBytes: 16 << 20, MaxConnections: 100, ReadTimeout: 10 * time.Second,
 		Hostname: "mx.example", MaxMessageBytes: 8 << 20, MaxRecipients: 100, DrainTimeout: 5 * time.Second,
 		Lifetime: func(mail.Domain) time.Duration { return 120 * time.Hour }, ReportLifetime: 24 * time.Hour,
 	}
@@ -112,7 +113,7 @@ func start(t *testing.T, change func(*Config)) *world {
 		change(&cfg)
 	}
 	committer := commit.New(w.store, w.bell, 5*time.Second, 2)
-	w.server, err = New(cfg, committer, keeper)
+	w.server, err = New(cfg, committer, keeper, openSpool(t))
 	must(err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -128,7 +129,7 @@ func start(t *testing.T, change func(*Config)) *world {
 		if err := running.Wait(); err != nil {
 			t.Error(err)
 		}
-		if held := w.server.budget.used.Load(); held != 0 {
+		if held := w.server.budget.Used(); held != 0 {
 			t.Errorf("%d bytes of the budget are held at the end", held)
 		}
 	})
@@ -403,4 +404,13 @@ func TestRaw(t *testing.T) {
 	if content := string(w.content(t, m.ID)); m.MessageID != "<1@x>" || strings.Count(content, "Date:") != 1 || strings.Count(content, "Message-ID:") != 1 {
 		t.Errorf("content %q", content)
 	}
+}
+
+func openSpool(t testing.TB) *spool.Spool {
+	t.Helper()
+	room, err := spool.Open(spool.Config{Directory: t.TempDir(), Bytes: 256 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return room
 }

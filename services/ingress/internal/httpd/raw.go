@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/http"
 	"net/url"
@@ -15,36 +14,41 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 	law "github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
-const (
-	maxLine      = 998 // RFC 5322 §2.1.1
-	streamMemory = largeContent + 256<<10
-)
+const maxLine = 998 // RFC 5322 §2.1.1
 
-// takeRaw has a whole message accepted, streamed when it is large.
+// takeRaw has a whole message accepted, when all of it has come.
 func (q *request) takeRaw(body *timed) (*result, error) {
 	e, recipients, from, err := q.envelopeOf(q.http.URL.RawQuery)
 	if err != nil {
 		return nil, err
 	}
-	hold := int64(streamMemory)
-	if n := q.http.ContentLength; n >= 0 {
-		hold = min(hold, 2*n+4096)
+	buf, ok := q.s.spool.Buffer(q.s.budget.Budget, client(q.http), q.http.ContentLength)
+	if !ok {
+		return nil, errMemory
 	}
-	if err := q.memory.take(hold); err != nil {
-		return nil, err
-	}
+	defer buf.Close()
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s\n%s\n", rawType, q.http.URL.RawQuery) // a hash takes everything
 	in := &wholeMessage{in: io.TeeReader(body, sum)}
-	first := make([]byte, 0, min(hold, largeContent))
-	first, ended, err := fill(in, first)
+	size, err := receive(buf, in)
 	if err != nil {
-		return nil, broken(err)
+		return nil, err
 	}
-	h, err := q.header(first)
+	if buf.Spilled() {
+		end, err := q.turn()
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		if err := buf.Head(); err != nil {
+			return nil, fmt.Errorf("content not read back: %w", err)
+		}
+	}
+	h, err := q.header(buf.Content())
 	if err != nil {
 		return nil, err
 	}
@@ -60,15 +64,18 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 	sub := q.submission(e, recipients)
 	sub.TLSOptional = h.TLSOptional
 	head := h.AppendMissing(q.s.appendReceived(nil, sub), &sub.Submission, q.s.cfg.Hostname)
-	head = h.AppendKept(head, first)
-	rest := first[h.End:]
-	if ended {
-		sub.Content = append(head, rest...)
-		sub.SizeBytes = int64(len(sub.Content))
-		sub.has8Bit(in.eightBit)
-		return q.accept([]*submission{sub}, sum.Sum(nil))
+	head = h.AppendKept(head, buf.Content())
+	buf.Cut([]spool.Span{{To: h.End}})
+	sub.SizeBytes = int64(len(head)) + size - int64(h.End)
+	sub.has8Bit(in.eightBit)
+	if buf.Spilled() {
+		return q.acceptLarge(sub, io.MultiReader(bytes.NewReader(head), buf.All()), sum.Sum(nil))
 	}
-	return q.streamRaw(sub, io.MultiReader(bytes.NewReader(head), bytes.NewReader(rest), in), in, sum)
+	if err := q.memory.take(sub.SizeBytes); err != nil {
+		return nil, err
+	}
+	sub.Content = append(head, buf.Content()...)
+	return q.accept([]*submission{sub}, sum.Sum(nil))
 }
 
 func (s *submission) has8Bit(eightBit bool) {
@@ -77,38 +84,40 @@ func (s *submission) has8Bit(eightBit bool) {
 	}
 }
 
-// streamRaw has a message accepted that goes on coming. What can only be
-// known at its end is filled in there: see store.AcceptStream.
-func (q *request) streamRaw(sub *submission, content io.Reader, in *wholeMessage, sum hash.Hash) (*result, error) {
+// acceptLarge has a message accepted whose content is in the spool. The request
+// has its turn.
+func (q *request) acceptLarge(sub *submission, content io.Reader, fingerprint []byte) (*result, error) {
 	messages := []*submission{sub}
 	receipt := q.finish(messages)
-	if sub.SizeBytes = q.http.ContentLength; sub.SizeBytes < 0 {
-		sub.SizeBytes = q.s.cfg.MaxMessageBytes // for the quota, until it is known
+	if q.key != "" {
+		sub.IdempotencyKey, sub.Fingerprint, sub.Receipt = q.key, fingerprint, receipt
 	}
-	var failed error
-	ending := readerFunc(func(p []byte) (int, error) {
-		n, err := content.Read(p)
-		switch {
-		case errors.Is(err, io.EOF):
-			sub.has8Bit(in.eightBit)
-			if q.key != "" {
-				sub.IdempotencyKey, sub.Fingerprint, sub.Receipt = q.key, sum.Sum(nil), receipt
-			}
-		case err != nil:
-			failed = broken(err)
-		}
-		return n, err
+	return q.conclude(messages, receipt, func() error {
+		return q.s.committer.AcceptStream(q.context(), &sub.Submission, content)
 	})
-	result, err := q.conclude(messages, receipt, func() error { return q.stream(sub, ending) })
-	if failed != nil {
-		return nil, failed
-	}
-	return result, err
 }
 
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+// receive reads all of a message into the buffer, however long it takes.
+func receive(buf *spool.Buffer, in io.Reader) (size int64, err error) {
+	for {
+		if len(buf.Free()) == 0 {
+			if err := buf.Room(); errors.Is(err, spool.ErrFull) {
+				return size, errMemory
+			} else if err != nil {
+				return size, fmt.Errorf("content not kept: %w", err)
+			}
+		}
+		n, err := in.Read(buf.Free())
+		buf.Wrote(n)
+		size += int64(n)
+		switch {
+		case errors.Is(err, io.EOF):
+			return size, nil
+		case err != nil:
+			return size, broken(err)
+		}
+	}
+}
 
 // fill reads until buf is full or in has ended.
 func fill(in io.Reader, buf []byte) (filled []byte, ended bool, err error) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 func TestRefused(t *testing.T) {
@@ -289,7 +290,7 @@ func TestQuotaAndBackPressure(t *testing.T) {
 	}
 	idle, idleDone := begin(minimal[:10])
 	slow, slowDone := begin(large[:590<<10])
-	for deadline := time.Now().Add(5 * time.Second); w.server.budget.used.Load() < 3<<20; <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); w.server.budget.Used() < 3<<20; <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the slow request holds nothing")
 		}
@@ -301,6 +302,50 @@ func TestQuotaAndBackPressure(t *testing.T) {
 	end(slow, slowDone, large[590<<10:])
 	w.accepted(t, w.post(t, large), 1)
 	end(idle, idleDone, minimal[10:])
+}
+
+// However many clients send large messages slowly, others do not wait for
+// them, in memory or for a turn.
+func TestSlowLargeMessages(t *testing.T) {
+	w := start(t, func(c *Config) { c.MemoryBytes = 4 << 20 })
+	text := "From: a@example.com\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 2<<20/72)
+	raw := func(body io.Reader) (answer, error) {
+		return w.try(t.Context(), call{path: path + "?to=b@example.org", contentType: rawType, body: body})
+	}
+	const slow = 10
+	answers := make(chan answer, slow)
+	var pipes [slow]*io.PipeWriter
+	for i := range pipes {
+		var body *io.PipeReader
+		body, pipes[i] = io.Pipe()
+		go func() {
+			a, err := raw(body)
+			if err != nil {
+				t.Error(err)
+			}
+			answers <- a
+		}()
+	}
+	for _, pipe := range pipes {
+		if _, err := io.WriteString(pipe, text[:len(text)-5000]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := raw(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.accepted(t, a, 1)
+	if used := w.server.budget.Used(); used > slow*spool.Small {
+		t.Errorf("%d bytes of memory are held for slow clients", used)
+	}
+	for _, pipe := range pipes {
+		if _, err := io.WriteString(pipe, text[len(text)-5000:]); err != nil {
+			t.Fatal(err)
+		}
+		pipe.Close()
+		w.accepted(t, <-answers, 1)
+	}
 }
 
 func TestTooSlow(t *testing.T) {

@@ -96,7 +96,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("From: a@example.com\r\nBcc: z@example.org\r\n\r\n8 bit \xff", "to=b@example.org%0d%0aX&envid=%0d&priority=9&send_at=x", true, byte(3))
 	kept := &shelf{}
 	committer := commit.New(kept, kept, time.Minute, 2)
-	server, err := New(testConfig(), committer, everybody{})
+	server, err := New(testConfig(), committer, everybody{}, openSpool(f))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func FuzzRequest(f *testing.F) {
 		recorder := httptest.NewRecorder()
 		routes.ServeHTTP(patient{recorder}, r)
 		stored := kept.clear()
-		if held := server.budget.used.Load(); held != 0 {
+		if held := server.budget.Used(); held != 0 {
 			t.Fatalf("%d bytes are held", held)
 		}
 		if recorder.Code != http.StatusAccepted {

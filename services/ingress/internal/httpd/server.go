@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -20,6 +19,7 @@ import (
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/proxy"
+	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
 const (
@@ -43,13 +43,14 @@ type Server struct {
 	keeper    keeper
 	doc       *document
 	budget    budget
-	streams   chan struct{} // holds a token for each large message under way
+	spool     *spool.Spool
 	metrics   *metrics
 	tracer    trace.Tracer
 }
 
-// New returns a server whose messages go to the committer.
-func New(cfg Config, committer *commit.Committer, k keeper) (*Server, error) {
+// New returns a server whose messages go to the committer. Large ones that are
+// still coming in wait in the spool.
+func New(cfg Config, committer *commit.Committer, k keeper, room *spool.Spool) (*Server, error) {
 	doc, err := describe()
 	if err != nil {
 		return nil, err
@@ -59,8 +60,8 @@ func New(cfg Config, committer *commit.Committer, k keeper) (*Server, error) {
 		committer: committer,
 		keeper:    k,
 		doc:       doc,
-		budget:    budget{limit: cfg.MemoryBytes},
-		streams:   make(chan struct{}, cfg.Streams),
+		budget:    newBudget(cfg.MemoryBytes),
+		spool:     room,
 		metrics:   newMetrics(),
 		tracer:    otel.Tracer("github.com/postrider/postrider/services/ingress"),
 	}, nil
@@ -175,8 +176,15 @@ func (s *Server) authenticate(r *http.Request) (access.Identity, error) {
 
 // budget bounds the memory of all requests together.
 type budget struct {
+	*spool.Budget
 	limit int64
-	used  atomic.Int64
+}
+
+func newBudget(limit int64) budget { return budget{spool.NewBudget(limit), limit} }
+
+// share returns the share of a request of a client, with nothing in it.
+func (b budget) share(client netip.Addr) share {
+	return share{of: b, client: client, own: b.Share(client)}
 }
 
 // errMemory tells a client to come back.
@@ -184,8 +192,10 @@ var errMemory = later(http.StatusTooManyRequests, time.Second, "too much mail at
 
 // share is what one request holds of the budget.
 type share struct {
-	of   *budget
-	held int64
+	of     budget
+	client netip.Addr
+	own    spool.Share
+	held   int64
 }
 
 // take takes n bytes more, or says errMemory; or that the request alone is too
@@ -194,12 +204,11 @@ func (s *share) take(n int64) error {
 	if s.held+n > s.of.limit {
 		return refuse(http.StatusRequestEntityTooLarge, "the request needs more memory than the server has for requests; split it")
 	}
-	if s.of.used.Add(n) > s.of.limit {
-		s.of.used.Add(-n)
+	if !s.own.Borrow(n) {
 		return errMemory
 	}
 	s.held += n
 	return nil
 }
 
-func (s *share) release() { s.of.used.Add(-s.held) }
+func (s *share) release() { s.own.Close() }

@@ -21,8 +21,8 @@ import (
 // largeContent is from where content is not put into a group.
 const largeContent = 1 << 20
 
-// streamWait is how long a large message waits for its turn.
-const streamWait = 10 * time.Second
+// turnWait is how long a large message waits for its turn.
+const turnWait = 10 * time.Second
 
 // submission is a mail.Submission with its span.
 type submission struct {
@@ -134,17 +134,25 @@ func (q *request) finish(messages []*submission) []byte {
 	return append(text, '\n')
 }
 
-// stream has a large message accepted in a transaction of its own.
+// stream has a large message accepted in a transaction of its own, when it has
+// its turn.
 func (q *request) stream(sub *submission, content io.Reader) error {
-	timer := time.NewTimer(streamWait)
-	defer timer.Stop()
-	select {
-	case q.s.streams <- struct{}{}:
-	case <-timer.C:
-		return errMemory
+	end, err := q.turn()
+	if err != nil {
+		return err
 	}
-	defer func() { <-q.s.streams }()
+	defer end()
 	return q.s.committer.AcceptStream(q.context(), &sub.Submission, content)
+}
+
+// turn waits until a large message may be written.
+func (q *request) turn() (end func(), err error) {
+	ctx, cancel := context.WithTimeout(q.context(), turnWait)
+	defer cancel()
+	if end, err = q.s.committer.Turn(ctx); err != nil {
+		return nil, errMemory
+	}
+	return end, nil
 }
 
 // conclude counts the messages against the quotas, has them accepted, and

@@ -48,7 +48,7 @@ type result struct {
 
 // take does one request.
 func (s *Server) take(w http.ResponseWriter, r *http.Request) (*result, error) {
-	q := &request{s: s, http: r, began: time.Now().UTC(), memory: share{of: &s.budget}, control: http.NewResponseController(w)}
+	q := &request{s: s, http: r, began: time.Now().UTC(), memory: s.budget.share(client(r)), control: http.NewResponseController(w)}
 	defer q.memory.release()
 	// It stays when the request is refused: net/http reads what is left of the
 	// body after that.
@@ -286,7 +286,7 @@ func (q *request) compose(e envelope, drafts []draft) ([]*submission, error) {
 // write makes one message of a draft. Of the budget it takes what that needs
 // before it needs it, and gives back what was needed for a moment only.
 func (q *request) write(e envelope, d *draft) (*submission, error) {
-	passing := share{of: q.memory.of}
+	passing := q.memory.of.share(q.memory.client)
 	defer passing.release()
 	if err := passing.take(d.expanded); err != nil {
 		return nil, err

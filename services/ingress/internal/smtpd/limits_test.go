@@ -185,12 +185,8 @@ func TestSizeLimitExactlyMet(t *testing.T) {
 		size int
 		want string
 	}{{100_000, "250 2.0.0 queued"}, {100_001, "552 5.3.4"}} {
-		content := strings.Repeat(strings.Repeat("x", 98)+"\r\n", 1000)
-		content += strings.Repeat("y", tt.size-len(content))
-		if tt.size > 100_000 {
-			content = "y" + content[:100_000]
-		}
-		content = content[:tt.size-2] + "\r\n"
+		content := "Subject: limit\r\n\r\n" + strings.Repeat(strings.Repeat("x", 98)+"\r\n", 999)
+		content += strings.Repeat("y", tt.size-len(content)-2) + "\r\n"
 		c := server.client(t)
 		c.envelope()
 		c.send(content + ".\r\n")
