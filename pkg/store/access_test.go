@@ -200,6 +200,31 @@ func (f *fixture) lookUp(t *testing.T, want []store.Credential) {
 	wantError(t, err, store.ErrNotFound)
 }
 
+func TestAnySCRAM(t *testing.T) {
+	f := setup(t)
+	f.tenant(t, "acme")
+	any := func() bool {
+		t.Helper()
+		some, err := f.AnySCRAM(t.Context())
+		must(t, err)
+		return some
+	}
+	plain := store.Credential{Name: "plain", Tenant: "acme", Kind: store.PasswordCredential, Password: "$argon2id$x"}
+	must(t, f.CreateCredential(t.Context(), plain))
+	if any() {
+		t.Error("a credential without keys is one for SCRAM")
+	}
+	plain.Name, plain.SCRAM = "keys", store.SCRAMKeys{Salt: make([]byte, 16), Iterations: 65536, StoredKey: make([]byte, 32), ServerKey: make([]byte, 32)}
+	must(t, f.CreateCredential(t.Context(), plain))
+	if !any() {
+		t.Error("a credential with keys is none")
+	}
+	must(t, f.ChangeCredential(t.Context(), "keys", func(c *store.Credential) error { c.Disabled = true; return nil }))
+	if any() {
+		t.Error("a disabled credential is one for SCRAM")
+	}
+}
+
 func TestFailuresAreCountedAndForgotten(t *testing.T) {
 	f := setup(t)
 	keys := []string{"user app", "address 192.0.2.1/32"}
@@ -227,6 +252,16 @@ func TestFailuresAreCountedAndForgotten(t *testing.T) {
 	must(t, err)
 	if standings[0] != (store.Standing{}) || math.Abs(standings[1].Score-4) > 0.2 || math.Abs(standings[2].Score-17.0/4) > 0.2 {
 		t.Errorf("after two half-lives: %+v", standings)
+	}
+	must(t, f.AuthForgiven(t.Context(), []string{keys[0], keys[1], "nobody"}, 3))
+	standings, err = f.Standings(t.Context(), []string{"nobody", keys[1], keys[0]})
+	must(t, err)
+	if standings[0].Score != 0 || math.Abs(standings[1].Score-1) > 0.2 || math.Abs(standings[2].Score-5.0/4) > 0.2 {
+		t.Errorf("after three were forgiven: %+v", standings)
+	}
+	must(t, f.AuthForgiven(t.Context(), keys, 100))
+	if standings, err = f.Standings(t.Context(), keys); err != nil || standings[0].Score != 0 {
+		t.Errorf("after more were forgiven than there were: %+v, %v", standings, err)
 	}
 	must(t, f.AuthSucceeded(t.Context(), keys[0]))
 	must(t, f.AuthSucceeded(t.Context(), "client new"))
@@ -360,6 +395,8 @@ func TestRoleOfIngress(t *testing.T) {
 		"standings": func() error { _, err := s.Standings(t.Context(), []string{"x"}); return err },
 		"failed":    func() error { _, err := s.AuthFailed(t.Context(), []string{"x"}); return err },
 		"succeeded": func() error { return s.AuthSucceeded(t.Context(), "x") },
+		"forgiven":  func() error { return s.AuthForgiven(t.Context(), []string{"x"}, 1) },
+		"any SCRAM": func() error { _, err := s.AnySCRAM(t.Context()); return err },
 		"forget":    func() error { _, err := s.ForgetAuth(t.Context(), time.Now()); return err },
 		"decoy":     func() error { _, err := s.Decoy(t.Context()); return err },
 		"usage": func() error {

@@ -216,6 +216,9 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 		return errors.Join(fmt.Errorf("ingress: %w", err), deps.Listener.Close())
 	}
 
+	for _, network := range cfg.SMTP.Wide() {
+		slog.Warn("this may be an open relay: a relay network holds a good part of the Internet, and POSTRIDER_OPEN_RELAY allows it", "network", network.String())
+	}
 	for _, door := range deps.Listener.doors {
 		slog.Info("serving SMTP", "address", door.Listener.Addr().String(), "hostname", cfg.Hostname,
 			"submission", door.Submission, "implicit_tls", door.ImplicitTLS)

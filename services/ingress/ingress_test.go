@@ -472,6 +472,27 @@ func TestListenersOfTheirOwn(t *testing.T) {
 	}
 }
 
+// A relay for everybody is not made by a slip.
+func TestOpenRelayIsRefused(t *testing.T) {
+	for networks, refused := range map[string]bool{
+		"0.0.0.0/0": true, "::/0": true, "0.0.0.0/1 128.0.0.0/1": true, "::ffff:0:0/96": true, "10.0.0.0/7": true, "2000::/3": true, "2001::/16": true,
+		"10.0.0.0/8 172.16.0.0/12 fc00::/7 fe80::/10 ::1/128 127.0.0.0/8": false, "53.0.0.0/8": false, "2a00:1000::/19": false, "192.0.2.1/32": false,
+	} {
+		cfg := testConfig()
+		cfg.SMTP.RelayNetworks = nil
+		for network := range strings.FieldsSeq(networks) {
+			cfg.SMTP.RelayNetworks = append(cfg.SMTP.RelayNetworks, netip.MustParsePrefix(network))
+		}
+		err := cfg.SMTP.Validate()
+		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "open relay") {
+			t.Errorf("%s: %v", networks, err)
+		}
+		if cfg.SMTP.OpenRelay = true; cfg.SMTP.Validate() != nil {
+			t.Errorf("%s is refused though it is confirmed", networks)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	good := testConfig()
 	if err := good.Validate(); err != nil {

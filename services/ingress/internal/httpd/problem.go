@@ -48,9 +48,17 @@ func later(status int, after time.Duration, detail string) *Problem {
 	return p
 }
 
-// problemOf returns what the client is told of an error. What is ours alone
-// is logged here.
-func problemOf(err error) *Problem {
+// problemOf returns what the client is told of an error, and whether it is
+// ours.
+func problemOf(err error) (p *Problem, ours bool) {
+	if p := theirs(err); p != nil {
+		return p, false
+	}
+	return later(http.StatusServiceUnavailable, 2*time.Second, "the message cannot be stored now"), true
+}
+
+// theirs is what the client has to hear of its own doing; nil: it is ours.
+func theirs(err error) *Problem {
 	var p *Problem
 	var quota *access.QuotaError
 	var tooMany *access.TooManyError
@@ -75,8 +83,7 @@ func problemOf(err error) *Problem {
 	case errors.Is(err, store.ErrKeyBusy):
 		return later(http.StatusConflict, time.Second, "a request with this Idempotency-Key is under way")
 	}
-	slog.Error("HTTP request not accepted", "error", err)
-	return later(http.StatusServiceUnavailable, 2*time.Second, "the message cannot be stored now")
+	return nil
 }
 
 // write sends the problem. A client that is gone misses nothing.

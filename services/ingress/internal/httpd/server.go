@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/proxy"
@@ -46,6 +47,7 @@ type Server struct {
 	spool     *spool.Spool
 	metrics   *metrics
 	tracer    trace.Tracer
+	store     telemetry.Outage // for the log
 }
 
 // New returns a server whose messages go to the committer. Large ones that are
@@ -142,12 +144,16 @@ func (s *Server) messages(w http.ResponseWriter, r *http.Request) {
 		slog.Debug("HTTP deadline not set", "error", err)
 	}
 	if err != nil {
-		p := problemOf(err)
+		p, ours := problemOf(err)
+		if ours {
+			s.store.Failed("HTTP request not accepted", err)
+		}
 		s.metrics.answered(p.Status)
 		slog.Info("HTTP request refused", "client", r.RemoteAddr, "status", p.Status, "detail", p.Detail)
 		p.write(w)
 		return
 	}
+	s.store.Worked("HTTP requests are accepted again")
 	s.metrics.answered(http.StatusAccepted)
 	if result.replayed {
 		w.Header().Set("Idempotent-Replayed", "true")

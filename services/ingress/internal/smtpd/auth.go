@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
-	"log/slog"
 	"strings"
 
 	"github.com/postrider/postrider/pkg/mail"
@@ -87,6 +86,7 @@ func (s *session) authenticated(id access.Identity, err error) {
 	switch {
 	case err == nil:
 		s.id, s.authed = id, true
+		s.server.lookups.Worked("clients are looked up again")
 		s.wire.reply(replyAuthenticated)
 	case errors.Is(err, access.ErrRefused):
 		s.refuse("AUTH", replyCredentials)
@@ -108,7 +108,7 @@ func (s *session) authenticated(id access.Identity, err error) {
 			s.broken(broken.error)
 			return
 		}
-		slog.Warn("client not authenticated", "client", s.client.Address, "error", err)
+		s.server.lookups.Failed("client not authenticated", err, "client", s.client.Address)
 		s.refuse("AUTH", replyAuthLater)
 	}
 }

@@ -15,6 +15,7 @@ import (
 // Config is how the server treats its clients.
 type Config struct {
 	RelayNetworks            []netip.Prefix `envconfig:"RELAY_NETWORKS" desc:"Networks whose clients may send mail to any domain without AUTH, such as 10.0.0.0/8,::1/128. Not for submission."`
+	OpenRelay                bool           `envconfig:"OPEN_RELAY" desc:"Allow relay networks that hold a good part of the Internet, such as 0.0.0.0/0: whoever reaches the listener may send to anybody. Only where something else keeps strangers away."`
 	RelayDomains             []string       `envconfig:"RELAY_DOMAINS" desc:"Domains to which everybody may send mail: example.com, or *.example.com for all below it."`
 	ProxyNetworks            []netip.Prefix `envconfig:"PROXY_NETWORKS" desc:"Load balancers: each of their connections must begin with a PROXY header, version 1 or 2, and is that of the client it names."`
 	XClientNetworks          []netip.Prefix `envconfig:"XCLIENT_NETWORKS" desc:"Peers that may use XCLIENT and XFORWARD: they say who their client is, and are believed."`
@@ -77,6 +78,11 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is %d, want at least %d", v.name, v.value, v.min))
 		}
 	}
+	for _, network := range c.Wide() {
+		if !c.OpenRelay {
+			errs = append(errs, fmt.Errorf("POSTRIDER_RELAY_NETWORKS has %s: that many strangers could send to anybody (an open relay); name the networks of your clients, or set POSTRIDER_OPEN_RELAY=true if strangers cannot reach the listener", network))
+		}
+	}
 	for _, pattern := range c.RelayDomains {
 		if _, err := auth.ParsePattern(pattern); err != nil || strings.ContainsRune(pattern, '@') || pattern == "*" {
 			errs = append(errs, fmt.Errorf("POSTRIDER_RELAY_DOMAINS has %q, want example.com or *.example.com", pattern))
@@ -107,6 +113,36 @@ func (c *Config) relays(domain mail.Domain) bool {
 		}
 	}
 	return false
+}
+
+// What a relay network has at least, in bits, where its addresses are public: no
+// customer of a registry has more.
+const (
+	leastIPv4 = 8
+	leastIPv6 = 19
+)
+
+// Wide returns the relay networks that nobody has for itself.
+func (c *Config) Wide() (wide []netip.Prefix) {
+	for _, network := range c.RelayNetworks {
+		a, bits := network.Masked().Addr(), network.Bits()
+		if a.Is4In6() {
+			a, bits = a.Unmap(), bits-96
+		}
+		least := leastIPv4
+		switch {
+		case a.Is6() && a.IsPrivate():
+			least = 7 // RFC 4193 §3
+		case a.Is6() && a.IsLinkLocalUnicast():
+			least = 10 // RFC 4291 §2.4
+		case a.Is6():
+			least = leastIPv6
+		}
+		if bits < least {
+			wide = append(wide, network)
+		}
+	}
+	return wide
 }
 
 func contains(networks []netip.Prefix, client netip.Addr) bool {

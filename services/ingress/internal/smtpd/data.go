@@ -238,7 +238,7 @@ func (s *session) receive(buf *spool.Buffer, in *incoming) (mail.Reply, error) {
 		if len(buf.Free()) == 0 {
 			if err := buf.Room(); err != nil {
 				if !errors.Is(err, spool.ErrFull) {
-					slog.Error("content not kept", "client", s.client.Address, "error", err)
+					s.server.disk.Failed("content not kept", err, "client", s.client.Address)
 				}
 				return in.refuse(replyMemory)
 			}
@@ -278,7 +278,7 @@ func (s *session) mend(buf *spool.Buffer, in *incoming) mail.Reply {
 	whole, err := buf.Whole()
 	switch {
 	case err != nil:
-		slog.Error("content not read back", "client", s.client.Address, "error", err)
+		s.server.disk.Failed("content not read back", err, "client", s.client.Address)
 		return replyStore
 	case !whole && in.size > maxMended:
 		return replyLongText
@@ -326,13 +326,14 @@ func (s *session) stream(buf *spool.Buffer, in *incoming) mail.Reply {
 	}
 	defer end()
 	if err := buf.Head(); err != nil {
-		slog.Error("content not read back", "client", s.client.Address, "error", err)
+		s.server.disk.Failed("content not read back", err, "client", s.client.Address)
 		return replyStore
 	}
 	h, refusal := s.header(buf)
 	if refusal.Code != 0 {
 		return refusal
 	}
+	s.server.disk.Worked("content is kept again")
 	span := s.submit(buf, in, h)
 	if err = s.pay(in.size); err == nil {
 		if err = s.server.committer.AcceptStream(context.Background(), &s.sub, buf.All()); err != nil {
@@ -454,13 +455,14 @@ func (s *session) conclude(span trace.Span, err error) mail.Reply {
 		span.SetStatus(codes.Error, "not accepted")
 		reply, ours := notAccepted(err)
 		if ours {
-			slog.Error("message not accepted", "queue_id", s.sub.ID.String(), "trace_id", span.SpanContext().TraceID().String(), "error", err)
+			s.server.store.Failed("message not accepted", err, "queue_id", s.sub.ID.String(), "trace_id", span.SpanContext().TraceID().String())
 		}
 		return reply
 	}
 	if span.IsRecording() {
 		span.SetAttributes(attribute.Int64("size_bytes", s.sub.SizeBytes))
 	}
+	s.server.store.Worked("messages are accepted again")
 	s.server.metrics.accepted(&s.sub)
 	telemetry.Accepted(&s.sub)
 	return replyQueued(s.sub.ID)

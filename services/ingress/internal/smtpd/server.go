@@ -17,6 +17,7 @@ import (
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtp"
+	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
 	"github.com/postrider/postrider/services/ingress/internal/spool"
@@ -85,6 +86,9 @@ type Server struct {
 	cut       context.CancelFunc
 	metrics   *metrics
 	tracer    trace.Tracer
+
+	// What fails now, for the log.
+	store, disk, lookups telemetry.Outage
 
 	mu       sync.Mutex // guards what follows
 	sessions map[*session]struct{}

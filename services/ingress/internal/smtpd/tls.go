@@ -69,6 +69,6 @@ func (s *session) certificate() {
 		s.id = id
 	case errors.Is(err, access.ErrRefused): // as without a certificate
 	default:
-		slog.Warn("client certificate not looked up", "client", s.client.Address, "error", err)
+		s.server.lookups.Failed("client certificate not looked up", err, "client", s.client.Address)
 	}
 }

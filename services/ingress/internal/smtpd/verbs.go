@@ -2,7 +2,6 @@ package smtpd
 
 import (
 	"errors"
-	"log/slog"
 	"time"
 	"unicode/utf8"
 
@@ -180,9 +179,10 @@ func (s *session) sender(path mail.ReversePath) mail.Reply {
 		s.over = true
 		return replyRevoked
 	case err != nil:
-		slog.Warn("client not looked up", "client", s.client.Address, "error", err)
+		s.server.lookups.Failed("client not looked up", err, "client", s.client.Address)
 		return replyStore
 	}
+	s.server.lookups.Worked("clients are looked up again")
 	s.id = id
 	if !id.MayReversePath(path) {
 		return replyReversePath

@@ -121,7 +121,7 @@ func (s *session) vouched(login string) bool {
 	case errors.Is(err, access.ErrRefused):
 		s.refuse("XCLIENT", replyCredentials)
 	default:
-		slog.Warn("client not looked up", "client", s.client.Address, "error", err)
+		s.server.lookups.Failed("client not looked up", err, "client", s.client.Address)
 		s.refuse("XCLIENT", replyAuthLater)
 	}
 	return err == nil
