@@ -19,9 +19,11 @@ func (s *Store) AnnounceHostname(ctx context.Context, hostname string) error {
 	return nil
 }
 
+// No rows are locked before they are deleted: a scheduler may delete here and
+// not change. Of two that want the same rows the second finds them gone.
 const takeSubmitted = `WITH seen AS (
     DELETE FROM submitted
-    WHERE queue_id IN (SELECT queue_id FROM submitted LIMIT $1 FOR UPDATE SKIP LOCKED)
+    WHERE queue_id IN (SELECT queue_id FROM submitted LIMIT $1)
     RETURNING queue_id)
 SELECT m.queue_id, m.accepted_at, m.reverse_path, m.recipient_count, m.size_bytes, m.tenant, m.traceparent, m.message_id, m.client_hello, m.protocol
 FROM seen
