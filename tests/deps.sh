@@ -2,7 +2,7 @@
 # Installs what the tests need beside Go: Postgres, the tools of Postfix
 # (smtp-source and smtp-sink are the load and the remote hosts), swaks and
 # Python, msmtp, curl and Node.js as real clients, Dovecot for LMTP and SASL,
-# Exim and OpenSMTPD as other mail servers (unpack.sh), Unbound and a signer of
+# Exim and OpenSMTPD as other mail servers (unpack.sh), HAProxy, Unbound and a signer of
 # zones for DNSSEC, dkimpy as another verifier of DKIM, Sisimai and flufl.bounce
 # as readers of reports, and a C compiler for the race detector. As root on Debian or Ubuntu it installs what is missing;
 # otherwise it says so and fails. Servers that the packages would start are not
@@ -25,6 +25,7 @@ missing() {
 	have curl || echo curl
 	{ have node && have npm; } || echo nodejs npm
 	have cc || echo gcc libc6-dev
+	have haproxy || echo haproxy
 	have unbound || echo unbound
 	have ldns-signzone || echo ldnsutils
 	have dkimverify || echo python3-dkim

@@ -1,6 +1,7 @@
 package deployments_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -39,8 +40,17 @@ func TestComposeRunsEveryService(t *testing.T) {
 		if s.Restart != "unless-stopped" {
 			t.Errorf("%s: restart %q: a service comes back after a crash", name, s.Restart)
 		}
-		if got := s.DependsOn["migrate"].Condition; got != types.ServiceConditionCompletedSuccessfully {
-			t.Errorf("%s: waits for migrate by %q, want %q", name, got, types.ServiceConditionCompletedSuccessfully)
+		if got := s.DependsOn["logins"].Condition; got != types.ServiceConditionCompletedSuccessfully {
+			t.Errorf("%s: waits for its login by %q, want %q", name, got, types.ServiceConditionCompletedSuccessfully)
+		}
+		if url := s.Environment["POSTRIDER_POSTGRES_URL"]; url == nil || !strings.HasPrefix(*url, "postgres://mta_"+name+":") {
+			t.Errorf("%s: does not log in by a role of its own", name)
+		}
+		if url := s.Environment["POSTRIDER_NATS_URL"]; url == nil || !strings.HasPrefix(*url, "tls://postrider:") {
+			t.Errorf("%s: reaches NATS without TLS or password", name)
+		}
+		if !slices.ContainsFunc(s.Volumes, func(v types.ServiceVolumeConfig) bool { return v.Target == *s.Environment["POSTRIDER_NATS_CA"] }) {
+			t.Errorf("%s: has no authority for NATS", name)
 		}
 		for _, variable := range []string{"POSTRIDER_POSTGRES_URL", "POSTRIDER_NATS_URL", "POSTRIDER_HOSTNAME"} {
 			if value := s.Environment[variable]; value == nil || *value == "" {
@@ -91,15 +101,36 @@ func TestComposeStartsInOrder(t *testing.T) {
 	if got := project.Services["migrate"].DependsOn["postgres"].Condition; got != types.ServiceConditionHealthy {
 		t.Errorf("migrate waits for Postgres by %q", got)
 	}
+	if got := project.Services["logins"].DependsOn["migrate"].Condition; got != types.ServiceConditionCompletedSuccessfully {
+		t.Errorf("logins waits for migrate by %q", got)
+	}
+	for _, name := range append(services(t), "operator") {
+		if !slices.ContainsFunc(project.Services["logins"].Command, func(word string) bool { return strings.HasPrefix(word, "--variable="+name+"=") }) {
+			t.Errorf("logins gives %s no password", name)
+		}
+	}
 	for _, name := range []string{"postgres", "nats"} {
 		s := project.Services[name]
 		if s.HealthCheck == nil || len(s.Volumes) == 0 {
 			t.Errorf("%s: health check %v, volumes %v: want both", name, s.HealthCheck, s.Volumes)
 		}
 	}
-	published := project.Services["ingress"].Ports
-	if len(published) != 1 || published[0].Target != 2525 || published[0].HostIP != "127.0.0.1" {
-		t.Errorf("ingress publishes %+v, want 2525 on loopback alone", published)
+	ingress := project.Services["ingress"]
+	var doors []string
+	for _, p := range ingress.Ports {
+		if p.HostIP != "127.0.0.1" {
+			t.Errorf("ingress publishes %+v, want loopback alone", p)
+		}
+		doors = append(doors, fmt.Sprintf(":%d", p.Target))
+	}
+	for _, listener := range listeners {
+		if at := ingress.Environment[listener]; at == nil || !slices.Contains(doors, *at) {
+			t.Errorf("ingress does not publish %s", listener)
+		}
+	}
+	// Whoever comes by a published port may have the address of the bridge.
+	if networks := ingress.Environment["POSTRIDER_RELAY_NETWORKS"]; networks == nil || *networks != "" {
+		t.Error("ingress lets networks relay without a password")
 	}
 }
 

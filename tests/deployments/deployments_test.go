@@ -5,6 +5,7 @@
 package deployments_test
 
 import (
+	"crypto/x509"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -48,6 +49,9 @@ func services(t *testing.T) []string {
 	return names
 }
 
+// listeners are the doors of ingress that every form opens.
+var listeners = []string{"POSTRIDER_SMTP_LISTEN", "POSTRIDER_SUBMISSION_LISTEN", "POSTRIDER_SUBMISSIONS_LISTEN", "POSTRIDER_HTTPS_LISTEN"}
+
 // others are variables that are not ours: of the Go runtime and OpenTelemetry.
 var others = regexp.MustCompile(`^(GOMAXPROCS|GOMEMLIMIT|OTEL_[A-Z_]+)$`)
 
@@ -85,9 +89,26 @@ func envFile(t *testing.T, parts ...string) map[string]string {
 }
 
 func TestSystemd(t *testing.T) {
-	const name = "postrider@.service"
+	for _, name := range []string{"postrider@.service", "postrider-delivery@.service"} {
+		checkUnit(t, name)
+	}
+	told := read(t, "deployments", "systemd", "postrider@.service")
+	for _, service := range services(t) {
+		if !strings.Contains(told, service) {
+			t.Errorf("postrider@.service does not tell how to enable %s", service)
+		}
+	}
+	for _, file := range append(services(t), "postrider") {
+		for variable := range envFile(t, "deployments", "systemd", "env", file+".env") {
+			known(t, file+".env", variable)
+		}
+	}
+}
+
+func checkUnit(t *testing.T, name string) {
+	t.Helper()
 	unit := read(t, "deployments", "systemd", name)
-	assignment := regexp.MustCompile(`^[A-Z][A-Za-z]+=.+$`)
+	assignment := regexp.MustCompile(`^[A-Z][A-Za-z]+=.*$`)
 	var sections []string
 	for line := range strings.Lines(unit) {
 		line = strings.TrimSpace(line)
@@ -102,12 +123,18 @@ func TestSystemd(t *testing.T) {
 	if want := []string{"[Unit]", "[Service]", "[Install]"}; !slices.Equal(sections, want) {
 		t.Errorf("%s: sections %v, want %v", name, sections, want)
 	}
-	for _, service := range services(t) {
-		if !strings.Contains(unit, service) {
-			t.Errorf("%s does not tell how to enable %s", name, service)
-		}
+}
+
+// pool returns the authorities of a PEM file.
+func pool(t *testing.T, file string) *x509.CertPool {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for variable := range envFile(t, "deployments", "systemd", "postrider.env.example") {
-		known(t, "postrider.env.example", variable)
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(text) {
+		t.Fatalf("no certificate in %s", file)
 	}
+	return p
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -183,13 +184,35 @@ func checkPod(t *testing.T, m manifests, name string, pod core.PodSpec) {
 	for _, e := range c.Env {
 		known(t, name, e.Name)
 	}
-	var fromConfig, fromSecret bool
-	for _, from := range c.EnvFrom {
-		fromConfig = fromConfig || from.ConfigMapRef != nil && from.ConfigMapRef.Name == m.config(t).Name
-		fromSecret = fromSecret || from.SecretRef != nil && from.SecretRef.Name == "postrider"
+	if len(c.EnvFrom) != 1 || c.EnvFrom[0].ConfigMapRef == nil || c.EnvFrom[0].ConfigMapRef.Name != m.config(t).Name {
+		t.Errorf("%s: environment from %+v, want the ConfigMap %s and no more: secrets are given one by one", name, c.EnvFrom, m.config(t).Name)
 	}
-	if !fromConfig || !fromSecret {
-		t.Errorf("%s: environment from %+v, want the ConfigMap %s and the Secret postrider", name, c.EnvFrom, m.config(t).Name)
+	wants := map[string]string{"POSTRIDER_POSTGRES_URL": strings.TrimPrefix(name, "postrider-") + "-postgres-url"}
+	if name != "postrider-migrate" {
+		wants["POSTRIDER_NATS_URL"] = "nats-url"
+		folder := ""
+		for _, mount := range c.VolumeMounts {
+			if mount.Name == "nats-ca" {
+				folder = mount.MountPath
+			}
+		}
+		if i := slices.IndexFunc(c.Env, func(e core.EnvVar) bool { return e.Name == "POSTRIDER_NATS_CA" }); i < 0 || folder == "" || filepath.Dir(c.Env[i].Value) != folder {
+			t.Errorf("%s: the authority of NATS is not where POSTRIDER_NATS_CA says", name)
+		}
+	}
+	secrets := secret(t).StringData
+	for _, e := range c.Env {
+		if e.ValueFrom == nil {
+			continue
+		}
+		ref := e.ValueFrom.SecretKeyRef
+		if ref == nil || ref.Name != "postrider" || ref.Key != wants[e.Name] || secrets[ref.Key] == "" {
+			t.Errorf("%s: %s from %+v, want %q of the Secret postrider, which its example has", name, e.Name, ref, wants[e.Name])
+		}
+		delete(wants, e.Name)
+	}
+	if len(wants) > 0 {
+		t.Errorf("%s: does not get %v", name, wants)
 	}
 }
 
@@ -219,11 +242,24 @@ func TestKubernetesProbes(t *testing.T) {
 	if !labels.SelectorFromSet(smtp.Spec.Selector).Matches(labels.Set(ingress.Labels)) {
 		t.Error("the Service of SMTP selects no pod of ingress")
 	}
-	if smtp.Spec.ExternalTrafficPolicy != core.ServiceExternalTrafficPolicyLocal {
-		t.Error("the Service of SMTP hides the address of the client, by which relaying is allowed")
+	if smtp.Spec.Type != core.ServiceTypeClusterIP || config.Data["POSTRIDER_RELAY_NETWORKS"] != "" {
+		t.Errorf("ingress is open to %s, and %q relay without a password", smtp.Spec.Type, config.Data["POSTRIDER_RELAY_NETWORKS"])
 	}
-	if got, want := fmt.Sprintf(":%d", ingress.Spec.Containers[0].Ports[0].ContainerPort), config.Data["POSTRIDER_SMTP_LISTEN"]; got != want {
-		t.Errorf("ingress has port %s, listens on %s", got, want)
+	ports := map[string]int32{}
+	for _, p := range ingress.Spec.Containers[0].Ports {
+		ports[p.Name] = p.ContainerPort
+	}
+	var doors []string
+	for _, p := range smtp.Spec.Ports {
+		doors = append(doors, fmt.Sprintf(":%d", ports[p.TargetPort.String()]))
+	}
+	for _, listener := range listeners {
+		if !slices.Contains(doors, config.Data[listener]) {
+			t.Errorf("the Service of ingress has no port for %s, which is %s, but %v", listener, config.Data[listener], doors)
+		}
+	}
+	if hook := ingress.Spec.Containers[0].Lifecycle; hook == nil || hook.PreStop == nil || hook.PreStop.Sleep == nil {
+		t.Error("ingress stops before the cluster has heard of it")
 	}
 }
 
@@ -233,16 +269,25 @@ func TestKubernetesConfiguration(t *testing.T) {
 			known(t, filepath.Join(folder...), variable)
 		}
 	}
-	var secret core.Secret
-	if err := yaml.UnmarshalStrict([]byte(read(t, "deployments", "k8s", "base", "secret.example.yaml")), &secret); err != nil {
+	s := secret(t)
+	if url := s.StringData["nats-url"]; s.Name != "postrider" || !strings.HasPrefix(url, "tls://postrider:") {
+		t.Errorf("secret %s, NATS at %s", s.Name, url)
+	}
+	for _, name := range services(t) {
+		if url := s.StringData[name+"-postgres-url"]; !strings.HasPrefix(url, "postgres://mta_"+name+":") {
+			t.Errorf("%s logs in by %s", name, url)
+		}
+	}
+}
+
+// secret is the example of what the pods read.
+func secret(t *testing.T) core.Secret {
+	t.Helper()
+	var s core.Secret
+	if err := yaml.UnmarshalStrict([]byte(read(t, "deployments", "k8s", "base", "secret.example.yaml")), &s); err != nil {
 		t.Fatal(err)
 	}
-	if secret.Name != "postrider" || len(secret.StringData) == 0 {
-		t.Errorf("secret %s with %d values", secret.Name, len(secret.StringData))
-	}
-	for variable := range secret.StringData {
-		known(t, "secret.example.yaml", variable)
-	}
+	return s
 }
 
 func TestKubernetesOverlay(t *testing.T) {
@@ -268,6 +313,12 @@ func TestKubernetesOverlay(t *testing.T) {
 		if lag == nil || lag.Metric.Name != "postrider_stage_lag_seconds" || lag.Metric.Selector.MatchLabels["stage"] != name {
 			t.Errorf("the scaler of %s does not look at its stage lag: %+v", name, lag)
 		}
+	}
+	// A door for the world believes who the client is, or nobody.
+	door := m.services["postrider-ingress"].Spec
+	if door.Type != core.ServiceTypeLoadBalancer || door.ExternalTrafficPolicy != core.ServiceExternalTrafficPolicyLocal ||
+		m.config(t).Data["POSTRIDER_PROXY_NETWORKS"] == "" || m.config(t).Data["POSTRIDER_HTTP_PROXY_NETWORKS"] == "" || m.config(t).Data["POSTRIDER_RELAY_NETWORKS"] != "" {
+		t.Errorf("the door for the world: %+v, %v", door, m.config(t).Data)
 	}
 	// The name is the one that the scheduler exports.
 	if !strings.Contains(read(t, "services", "scheduler", "scheduler_test.go"), "postrider_stage_lag_seconds{stage=") {
