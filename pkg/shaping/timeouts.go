@@ -19,7 +19,7 @@ type Timeouts struct {
 
 // DefaultTimeouts are those of RFC 5321 §4.5.3.2, where it has one, except
 // for the greeting (5 minutes there) and EHLO: a host that is slow already
-// there is better left for the next one.
+// there is better left for the next one, as long as there is one: see Last.
 var DefaultTimeouts = Timeouts{
 	Connect:  30 * time.Second,
 	Banner:   60 * time.Second,
@@ -31,4 +31,22 @@ var DefaultTimeouts = Timeouts{
 	Block:    3 * time.Minute,  // RFC 5321 §4.5.3.2.5
 	Dot:      10 * time.Minute, // RFC 5321 §4.5.3.2.6: shorter ones make duplicates
 	Reset:    20 * time.Second, // what is lost is a connection without work
+}
+
+// lastHost is how long the last host of a route has for its greeting, and for
+// EHLO: RFC 5321 §4.5.3.2.1.
+const lastHost = 5 * time.Minute
+
+// Last returns the timeouts for a host behind which there is no other one:
+// where nothing else was said, it has the time that RFC 5321 gives it.
+func (t Timeouts) Last() Timeouts {
+	for _, v := range []struct {
+		wait  *time.Duration
+		usual time.Duration
+	}{{&t.Banner, DefaultTimeouts.Banner}, {&t.Hello, DefaultTimeouts.Hello}} {
+		if *v.wait == 0 || *v.wait == v.usual {
+			*v.wait = lastHost
+		}
+	}
+	return t
 }

@@ -69,3 +69,11 @@ func (s *Store) ForgetBrokenTLS(ctx context.Context, host string) (forgotten int
 	}
 	return forgotten, nil
 }
+
+// ForgetBrokenTLSAt has TLS tried again at one address.
+func (s *Store) ForgetBrokenTLSAt(ctx context.Context, at netip.AddrPort) error {
+	if _, err := s.plain.Exec(ctx, `DELETE FROM broken_tls WHERE (address, port) = ($1, $2)`, at.Addr(), at.Port()); err != nil {
+		return fmt.Errorf("forget broken TLS: %w", err)
+	}
+	return nil
+}

@@ -79,4 +79,15 @@ func TestBrokenTLS(t *testing.T) {
 	if n, err := f.ForgetBrokenTLS(t.Context(), ""); err != nil || n != 1 {
 		t.Errorf("forgot %d of all, %v", n, err)
 	}
+	for _, a := range []netip.AddrPort{at, other} {
+		if err := f.RememberBrokenTLS(t.Context(), store.BrokenTLS{Address: a, Host: "mx.a.test", Fault: "starttls", Evidence: "EOF"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.ForgetBrokenTLSAt(t.Context(), at); err != nil {
+		t.Error(err)
+	}
+	if all, err := f.BrokenTLS(t.Context()); err != nil || len(all) != 1 || all[0].Address != other {
+		t.Errorf("after one address was forgotten: %+v, %v", all, err)
+	}
 }

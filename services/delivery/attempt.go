@@ -93,6 +93,9 @@ func (a *attempt) connect(ctx context.Context) bool {
 		o.Hello, o.Dial = cmp.Or(a.source.Hello, a.config.Hostname), a.source.way(t.addr.Addr()).Dial
 		o.Timeouts, o.Observe = timeouts, a.sawOpening
 		o.Lockstep = a.lockstep.has(t.addr)
+		if i == len(targets)-1 {
+			o.Timeouts = timeouts.Last()
+		}
 		o.ImplicitTLS, o.LMTP, o.Auth = a.channel.implicitTLS, a.channel.lmtp, credential
 		conn, answer := smtpclient.Dial(a.opening, smtpclient.Host{Name: t.host.Name, Addr: t.addr}, o)
 		told := conn == nil && a.opening.Err() != nil // to end: what went wrong is no fault of the way
@@ -140,13 +143,13 @@ func (a *attempt) connect(ctx context.Context) bool {
 			a.blocked(answer.Reply)
 			return false
 		}
-		v := judge(circumstances{answer: answer, tls: o.TLS, small: o.SmallHello, last: i == len(targets)-1})
+		v := judge(circumstances{answer: answer, tls: o.TLS, small: o.SmallHello, mayPlain: a.mayPlain(t.addr, answer, o.SmallHello), last: i == len(targets)-1})
 		switch v.move {
 		case moveSmallHello:
-			retry.small, retry.evidence = true, answer.Err
+			retry.small, retry.evidence = true, evidence(answer)
 			continue
 		case movePlaintext:
-			retry.plain, retry.evidence = true, answer.Err
+			retry.plain, retry.evidence = true, evidence(answer)
 			continue
 		case moveNextHost:
 			a.lane.blame(t.addr)
@@ -287,12 +290,13 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	j := a.job
 	a.over = time.Now()
 	next := j.elsewhere(a.target.addr) // what an attempt that goes on has used up
-	c := circumstances{tls: a.demand.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn()}
+	c := circumstances{tls: a.demand.level, reused: reused, accepted: result.Accepted > 0, last: !next.mayGoOn(), plain: a.conn.LeftTLSOut()}
 	c.pipelined = a.conn.Pipelines()
 	moves := map[move][]mail.Pending{}
 	var outcomes []mail.Outcome
 	var broken scope
 	var block mail.Reply
+	wantsTLS := false
 	said := ""
 	for i, p := range j.request.Recipients {
 		c.answer = result.Answers[i]
@@ -302,6 +306,7 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 			a.heard(p.Domain, c.answer)
 		}
 		v := judge(c)
+		wantsTLS = wantsTLS || c.wantsTLS()
 		if a.isBlocked(c.answer.Reply) {
 			v, block = delayed(c.answer, scopeSession, moveSettle), c.answer.Reply
 		}
@@ -321,6 +326,10 @@ func (a *attempt) conclude(result smtpclient.Result, reused bool) {
 	a.settleOutcomes(outcomes)
 	if refused := func(answer smtpclient.Answer) bool { return refusesPipelining(answer.Reply) }; c.pipelined && slices.ContainsFunc(result.Answers, refused) {
 		a.walkInStep()
+	}
+	if wantsTLS {
+		a.conn.Close() // nothing can be said on it
+		a.forgetTLS()
 	}
 	if block.Code != 0 {
 		a.blocked(block)

@@ -2,7 +2,9 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -25,12 +27,56 @@ const rereadBroken = 5 * time.Second
 // sessionsKept is how many TLS sessions a process keeps to resume them.
 const sessionsKept = 1024
 
-// brokenTLS is what the cluster remembers of addresses whose TLS is broken.
+// otherAttempt is how long after the first failure another one counts as one
+// more: connections that break together have one cause.
+const otherAttempt = time.Minute
+
+// maxSuspects bounds what is suspected; suspectFor is for how long.
+const (
+	maxSuspects = 10_000
+	suspectFor  = 24 * time.Hour
+)
+
+// brokenTLS is what the cluster remembers of addresses whose TLS is broken,
+// and what this worker suspects of some more.
 type brokenTLS struct {
 	store *store.Store
 
-	mu     sync.Mutex
-	faults map[netip.AddrPort]string // guarded by mu
+	mu        sync.Mutex
+	faults    map[netip.AddrPort]string // guarded by mu
+	suspected map[suspect]time.Time     // guarded by mu: since when
+}
+
+// suspect is a fault that was seen at an address.
+type suspect struct {
+	addr  netip.AddrPort
+	fault string
+}
+
+// seen notes a fault in an attempt that began at a time, and returns since
+// when it is suspected.
+func (b *brokenTLS) seen(addr netip.AddrPort, fault string, began time.Time) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := suspect{addr, fault}
+	since, known := b.suspected[s]
+	if known && began.Sub(since) < suspectFor {
+		return since
+	}
+	if len(b.suspected) >= maxSuspects {
+		maps.DeleteFunc(b.suspected, func(_ suspect, since time.Time) bool { return began.Sub(since) >= suspectFor })
+	}
+	if len(b.suspected) < maxSuspects {
+		b.suspected[s] = began
+	}
+	return began
+}
+
+// well says that a fault is none.
+func (b *brokenTLS) well(addr netip.AddrPort, fault string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.suspected, suspect{addr, fault})
 }
 
 // run rereads what is remembered until ctx is done.
@@ -87,16 +133,44 @@ func (a *attempt) tlsOptions(addr netip.AddrPort, retry tlsRetry) smtpclient.Opt
 	return o
 }
 
-// rememberTLS remembers what had to be left out for the host to greet.
+// evidence says what TLS failed with.
+func evidence(answer smtpclient.Answer) error {
+	if answer.Err != nil {
+		return answer.Err
+	}
+	return errors.New(answer.Reply.String())
+}
+
+// mayPlain reports whether the mail may leave in plaintext if TLS fails at an
+// address: it is old enough, and TLS failed there in an earlier attempt.
+func (a *attempt) mayPlain(addr netip.AddrPort, answer smtpclient.Answer, small bool) bool {
+	if answer.Phase != mail.PhaseStartTLS || errors.Is(answer.Err, smtpclient.ErrHandshake) && !small {
+		return false // a smaller ClientHello comes first
+	}
+	after := a.config.PlainAfter
+	since := a.broken.seen(addr, faultStartTLS, a.began)
+	return time.Since(a.job.request.Message.AcceptedAt) >= after && a.began.Sub(since) >= min(after, otherAttempt)
+}
+
+// rememberTLS remembers what had to be left out for the host to greet, once
+// more than one attempt has shown it.
 func (a *attempt) rememberTLS(t target, retry tlsRetry) {
-	if !retry.again() {
+	secure := a.conn.TLS() != ""
+	if secure {
+		a.broken.well(t.addr, faultStartTLS)
+	}
+	switch {
+	case !retry.again() && secure:
+		a.broken.well(t.addr, faultHello)
+		return
+	case !retry.again(), !retry.plain && !secure:
+		return // STARTTLS was not offered this time: nothing was shown
+	case !retry.plain && a.began.Sub(a.broken.seen(t.addr, faultHello, a.began)) < min(a.config.PlainAfter, otherAttempt):
 		return
 	}
 	b := store.BrokenTLS{Address: t.addr, Host: t.host.Name, Fault: faultHello, Evidence: retry.evidence.Error()}
 	if retry.plain {
 		b.Fault = faultStartTLS
-	} else if a.conn.TLS() == "" {
-		return // STARTTLS was not offered this time: nothing was shown
 	}
 	a.broken.mu.Lock()
 	if a.broken.faults == nil {
@@ -111,4 +185,22 @@ func (a *attempt) rememberTLS(t target, retry tlsRetry) {
 		return
 	}
 	slog.InfoContext(ctx, "TLS of a host is broken", "worker_id", a.id, "host", b.Host, "address", t.addr, "fault", b.Fault, "evidence", b.Evidence)
+}
+
+// forgetTLS forgets that TLS is broken where the host wants nothing else.
+func (a *attempt) forgetTLS() {
+	addr := a.target.addr
+	a.broken.well(addr, faultStartTLS)
+	a.broken.mu.Lock()
+	_, remembered := a.broken.faults[addr]
+	delete(a.broken.faults, addr)
+	a.broken.mu.Unlock()
+	if !remembered {
+		return
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, storeWithin)
+	defer cancel()
+	if err := a.broken.store.ForgetBrokenTLSAt(ctx, addr); err != nil {
+		slog.WarnContext(ctx, "a host wants TLS, and that it was broken is not forgotten", "worker_id", a.id, "host", a.target.host.Name, "error", err)
+	}
 }

@@ -29,6 +29,7 @@ type Config struct {
 	ContentBytes int64         `envconfig:"DELIVERY_CONTENT_BYTES" default:"33554432" desc:"Bytes of content held in memory, over all transactions."`
 	Connections  int64         `envconfig:"DELIVERY_CONNECTION_LIMIT" default:"500" desc:"Connections to remote hosts of one process, over all sites."`
 	SettleLinger time.Duration `envconfig:"DELIVERY_SETTLE_LINGER" default:"10ms" desc:"How long outcomes wait for others, to be settled together, while they come often. The window for duplicates after a crash grows by as much."`
+	PlainAfter   time.Duration `envconfig:"TLS_PLAINTEXT_AFTER" default:"5m" desc:"Mail to a host whose TLS is broken leaves in plaintext when it is this old and TLS failed there in an earlier attempt, too; where TLS is optional. 0: at once."`
 	Conversion   string        `envconfig:"CONVERT_8BIT" default:"always" desc:"What becomes of 8-bit content for a host without 8BITMIME: always converted to 7-bit, converted if unsigned, or never: then it comes back (5.6.3)."`
 	EgressListen string        `envconfig:"EGRESS_LISTEN" desc:"Address and port where other delivery workers connect from the addresses that this one has (SOCKS5); empty: they cannot."`
 	EgressName   string        `envconfig:"EGRESS_ADVERTISE" desc:"Host and port by which other workers reach EGRESS_LISTEN; empty: the host name of this machine, and its port."`
@@ -60,6 +61,7 @@ func (c Config) Validate() error {
 		{"DELIVERY_CONTENT_BYTES", c.ContentBytes, 1},
 		{"DELIVERY_CONNECTION_LIMIT", c.Connections, 1},
 		{"DELIVERY_SETTLE_LINGER", int64(c.SettleLinger), 0},
+		{"TLS_PLAINTEXT_AFTER", int64(c.PlainAfter), 0},
 	} {
 		if v.value < v.min {
 			errs = append(errs, fmt.Errorf("POSTRIDER_%s is too small", v.name))

@@ -133,7 +133,7 @@ func Run(ctx context.Context, config Config, db *store.Store, nc *bus.Bus) error
 			wanted:      make(chan struct{}, config.Connections),
 			contents:    semaphore.NewWeighted(config.ContentBytes),
 			tls:         &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(sessionsKept)},
-			broken:      &brokenTLS{store: db},
+			broken:      &brokenTLS{store: db, suspected: map[suspect]time.Time{}},
 			tlsReports:  newTLSReports(db),
 			sites:       map[sitePart]*site{},
 			remnants:    map[sitePart][]*site{},

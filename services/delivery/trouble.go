@@ -46,13 +46,14 @@ const (
 // circumstances are all that a verdict depends on. For a failed Dial reused
 // and accepted are false.
 type circumstances struct {
-	answer   smtpclient.Answer
-	tls      mail.TLSLevel
-	reused   bool // the session had served a transaction before
-	accepted bool // another recipient of the transaction was accepted
-	last     bool // there is no other address to try in this attempt
-	small    bool // the ClientHello was the small one
-
+	answer    smtpclient.Answer
+	tls       mail.TLSLevel
+	reused    bool // the session had served a transaction before
+	accepted  bool // another recipient of the transaction was accepted
+	last      bool // there is no other address to try in this attempt
+	small     bool // the ClientHello was the small one
+	mayPlain  bool // the mail is old enough, and TLS failed there in an earlier attempt
+	plain     bool // the session is in plaintext, and the host offers STARTTLS
 	pipelined bool // commands were sent ahead; the next session will not
 }
 
@@ -162,9 +163,11 @@ func (c circumstances) tlsTrouble() verdict {
 		return verdict{action: mail.Failed, status: status, scope: scopeTransaction, move: moveSettle}
 	}
 	opportunistic := c.tls == mail.TLSMay || c.tls == ""
-	if opportunistic && c.answer.Err != nil {
+	if opportunistic && c.mayPlain && c.answer.Reply.Code != 421 {
 		// RFC 7435 §4: encryption is a bonus here, so its failure must not
-		// stop the mail.
+		// stop the mail. But most failures pass, and who breaks one handshake
+		// must not have it in plaintext for that: it waits a while, as in
+		// Postfix.
 		return delayed(c.answer, scopeSession, movePlaintext)
 	}
 	return c.hostTrouble()
@@ -202,6 +205,10 @@ func (c circumstances) transactionTrouble() verdict {
 		return v
 	case a.Phase == mail.PhaseRcpt && c.accepted && a.Reply.Transient() && oneDomain.MatchString(a.Reply.Text()):
 		return delayed(a, scopeRecipient, moveSameSession)
+	case c.wantsTLS():
+		// RFC 3207 §4: it speaks of the connection, and it was us who left TLS
+		// out. Over TLS it will hear of the message.
+		return delayed(a, scopeSession, moveSettle)
 	case a.Reply.Permanent():
 		return verdict{action: mail.Failed, status: statusOf(a, 5), scope: c.width(), move: moveSettle}
 	case a.Reply.Transient() && a.Phase != mail.PhaseRcpt && statusOf(a, 4).Subject == 3:
@@ -216,6 +223,21 @@ func (c circumstances) transactionTrouble() verdict {
 	}
 	return delayed(a, c.width(), moveSettle)
 }
+
+// wantsTLS reports whether the host refuses because TLS was left out: RFC 3207
+// §4 has 530 for that, RFC 5248 §2.4 X.7.10, and many hosts words alone.
+func (c circumstances) wantsTLS() bool {
+	r := c.answer.Reply
+	if !c.plain || !r.Permanent() {
+		return false
+	}
+	return r.Code == 530 && !aboutLogin.MatchString(r.Text()) || r.Enhanced.Subject == 7 && r.Enhanced.Detail == 10 || aboutTLS.MatchString(r.Text())
+}
+
+var (
+	aboutTLS   = regexp.MustCompile(`(?i)\b(?:start)?tls\b|\bssl\b|\bencrypt|\bsecure (?:connection|channel|session)`)
+	aboutLogin = regexp.MustCompile(`(?i)\bauth|\blog ?in\b`)
+)
 
 // sessionTrouble: the connection is lost in the middle of a transaction, or
 // the host says 421, which is about the connection and not about the message

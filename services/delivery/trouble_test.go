@@ -68,7 +68,11 @@ func TestJudge(t *testing.T) {
 		// TLS: RFC 7435 §4 under may, fail closed under all else.
 		{"handshake", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, last: true}, mail.Delayed, "4.7.5", scopeSession, moveSmallHello},
 		{"handshake, verify", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSession, moveSmallHello},
-		{"small handshake, may", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, small: true, last: true}, mail.Delayed, "4.7.5", scopeSession, movePlaintext},
+		{"small handshake, may", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, small: true, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
+		{"small handshake, may, again after a while", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSMay, small: true, mayPlain: true, last: true}, mail.Delayed, "4.7.5", scopeSession, movePlaintext},
+		{"small handshake, encrypt, again after a while", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSEncrypt, small: true, mayPlain: true}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
+		{"454 at STARTTLS, may", circumstances{answer: said(mail.PhaseStartTLS, "454 4.7.0 not now"), tls: mail.TLSMay}, mail.Delayed, "4.7.0", scopeHost, moveNextHost},
+		{"454 at STARTTLS, may, again after a while", circumstances{answer: said(mail.PhaseStartTLS, "454 4.7.0 not now"), tls: mail.TLSMay, mayPlain: true}, mail.Delayed, "4.7.0", scopeSession, movePlaintext},
 		{"small handshake, dane", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSDANE, small: true, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
 		{"not authenticated", circumstances{answer: met(mail.PhaseStartTLS, fmt.Errorf("%w: %w", smtpclient.ErrHandshake, smtpclient.ErrUntrusted)), tls: mail.TLSDANE}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
 		{"TLS stripped, dane", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrNoTLS), tls: mail.TLSDANE, last: true}, mail.Delayed, "4.7.4", scopeSite, moveSettle},
@@ -76,8 +80,9 @@ func TestJudge(t *testing.T) {
 		{"outside MTA-STS", circumstances{answer: met(mail.PhaseStartTLS, errOutsideSTS), tls: mail.TLSVerify}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
 		{"REQUIRETLS, another host", circumstances{answer: met(mail.PhaseStartTLS, errNoRequireTLS), tls: mail.TLSVerify}, mail.Delayed, "4.7.30", scopeHost, moveNextHost},
 		{"REQUIRETLS, no host", circumstances{answer: met(mail.PhaseStartTLS, errNoRequireTLS), tls: mail.TLSVerify, last: true}, mail.Failed, "5.7.30", scopeTransaction, moveSettle},
-		{"drop at STARTTLS, may", circumstances{answer: met(mail.PhaseStartTLS, io.EOF), tls: mail.TLSMay}, mail.Delayed, "4.4.2", scopeSession, movePlaintext},
-		{"421 at STARTTLS, may", circumstances{answer: said(mail.PhaseStartTLS, "421 bye"), tls: mail.TLSMay}, mail.Delayed, "4.3.2", scopeHost, moveNextHost},
+		{"drop at STARTTLS, may", circumstances{answer: met(mail.PhaseStartTLS, io.EOF), tls: mail.TLSMay}, mail.Delayed, "4.4.2", scopeHost, moveNextHost},
+		{"drop at STARTTLS, may, again after a while", circumstances{answer: met(mail.PhaseStartTLS, io.EOF), tls: mail.TLSMay, mayPlain: true}, mail.Delayed, "4.4.2", scopeSession, movePlaintext},
+		{"421 at STARTTLS, may", circumstances{answer: said(mail.PhaseStartTLS, "421 bye"), tls: mail.TLSMay, mayPlain: true}, mail.Delayed, "4.3.2", scopeHost, moveNextHost},
 		{"small handshake, encrypt", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrHandshake), tls: mail.TLSEncrypt, small: true}, mail.Delayed, "4.7.5", scopeHost, moveNextHost},
 		{"certificate, verify, last", circumstances{answer: met(mail.PhaseStartTLS, badCertificate), tls: mail.TLSVerify, last: true}, mail.Delayed, "4.7.5", scopeSite, moveSettle},
 		{"not offered, encrypt", circumstances{answer: met(mail.PhaseStartTLS, smtpclient.ErrNoTLS), tls: mail.TLSEncrypt, last: true}, mail.Delayed, "4.7.4", scopeSite, moveSettle},
@@ -88,6 +93,13 @@ func TestJudge(t *testing.T) {
 		{"552 MAIL", circumstances{answer: said(mail.PhaseMail, "552 too big")}, mail.Failed, "5.3.4", scopeTransaction, moveSettle}, // RFC 1870 §6.1
 		{"553 MAIL", circumstances{answer: said(mail.PhaseMail, "553 bad path")}, mail.Failed, "5.1.3", scopeTransaction, moveSettle},
 		{"530 MAIL", circumstances{answer: said(mail.PhaseMail, "530 must issue STARTTLS")}, mail.Failed, "5.7.0", scopeTransaction, moveSettle}, // RFC 3207 §4
+		{"530 MAIL, TLS left out", circumstances{answer: said(mail.PhaseMail, "530 5.7.0 Must issue a STARTTLS command first"), plain: true}, mail.Delayed, "4.7.0", scopeSession, moveSettle},
+		{"530 RCPT, TLS left out, in other words", circumstances{answer: said(mail.PhaseRcpt, "530 no"), plain: true}, mail.Delayed, "4.7.0", scopeSession, moveSettle},
+		{"530 MAIL, it is about a login", circumstances{answer: said(mail.PhaseMail, "530 5.7.1 Authentication required"), plain: true}, mail.Failed, "5.7.1", scopeTransaction, moveSettle},
+		{"550 RCPT, TLS left out", circumstances{answer: said(mail.PhaseRcpt, "550 5.7.1 this domain takes mail over TLS only"), plain: true}, mail.Delayed, "4.7.1", scopeSession, moveSettle},
+		{"5.7.10 MAIL, TLS left out", circumstances{answer: said(mail.PhaseMail, "554 5.7.10 needed"), plain: true}, mail.Delayed, "4.7.10", scopeSession, moveSettle},
+		{"550 RCPT, encryption, over TLS", circumstances{answer: said(mail.PhaseRcpt, "550 5.7.1 encryption needed")}, mail.Failed, "5.7.1", scopeRecipient, moveSettle},
+		{"550 RCPT, TLS left out, no such user", circumstances{answer: said(mail.PhaseRcpt, "550 5.1.1 no such user"), plain: true}, mail.Failed, "5.1.1", scopeRecipient, moveSettle},
 		{"450 MAIL", circumstances{answer: said(mail.PhaseMail, "450 4.7.1 greylisted")}, mail.Delayed, "4.7.1", scopeTransaction, moveSettle},
 		{"451 MAIL", circumstances{answer: said(mail.PhaseMail, "451 try later")}, mail.Delayed, "4.0.0", scopeTransaction, moveSettle},
 		{"452 MAIL, disk full", circumstances{answer: said(mail.PhaseMail, "452 disk full")}, mail.Delayed, "4.3.1", scopeHost, moveNextHost},
@@ -241,8 +253,8 @@ func TestJudgeIsTotal(t *testing.T) {
 	}
 	classOf := map[mail.Action]uint16{mail.Relayed: 2, mail.Delayed: 4, mail.Failed: 5}
 	for _, a := range answers {
-		for flags := range 32 {
-			c := circumstances{answer: a, reused: flags&1 != 0, accepted: flags&2 != 0, last: flags&4 != 0, tls: mail.TLSLevels[flags>>3&3]}
+		for flags := range 128 {
+			c := circumstances{answer: a, reused: flags&1 != 0, accepted: flags&2 != 0, last: flags&4 != 0, tls: mail.TLSLevels[flags>>3&3], mayPlain: flags&32 != 0, plain: flags&64 != 0}
 			v := judge(c)
 			name := fmt.Sprintf("%+v: %+v", c, v)
 			if class, known := classOf[v.action]; !known || v.status.Class != class {
@@ -266,7 +278,7 @@ func TestJudgeIsTotal(t *testing.T) {
 			if a.Uncertain && (v.move != moveSettle || v.untried || v.action == mail.Failed) {
 				t.Fatalf("uncertain, and not left to rest: %s", name)
 			}
-			if v.move == movePlaintext && c.tls != mail.TLSMay {
+			if v.move == movePlaintext && (c.tls != mail.TLSMay || !c.mayPlain) {
 				t.Fatalf("downgrade: %s", name)
 			}
 			answered := a.Err == nil && a.Reply.Code != 421 && a.Reply.Code != 0 && slices.Contains([]mail.Phase{mail.PhaseMail, mail.PhaseRcpt, mail.PhaseData, mail.PhaseBody, mail.PhaseDot}, a.Phase)

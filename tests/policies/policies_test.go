@@ -86,6 +86,7 @@ func begin(t *testing.T) *stage {
 		"POSTRIDER_TLSRPT_DKIM_KEY_FILE": filepath.Join(s.zone.dir, "dkim.pem"),
 		"POSTRIDER_TLSRPT_DKIM_SELECTOR": "tls",
 		"POSTRIDER_RETRY_SCHEDULE":       "1s,1s,2s",
+		"POSTRIDER_TLS_PLAINTEXT_AFTER":  "500ms",
 	}})
 	s.policyIP = s.address("mta-sts.test")
 	s.listen()

@@ -33,12 +33,11 @@ func chunks() []*Scenario {
 	}
 }
 
-// handshakes are what goes wrong around STARTTLS. What may be encrypted leaves
-// in plaintext then, over a connection of its own; what must be waits.
+// handshakes are what goes wrong around STARTTLS. Then the mail waits; what may
+// leave in plaintext does so minutes later, when TLS has failed once more
+// (TestBrokenTLS in tests/policies).
 func handshakes() []*Scenario {
 	var all []*Scenario
-	plain := after(2, 1)
-	plain.Plaintext = true
 	good := func(k *Kit, name string) (*tls.Config, error) { return k.Authority.Server(name) }
 	add := func(name, host string, bad func(*Kit, string) (*tls.Config, error), may, must Want, shape string, more ...smtptest.Rule) {
 		for _, level := range []struct {
@@ -61,8 +60,6 @@ func handshakes() []*Scenario {
 	// A handshake that breaks is tried once more with a smaller hello.
 	twice := before("4.7.5")
 	twice.Connections = 2
-	thrice := after(3, 1)
-	thrice.Plaintext = true
 	add("good", "has a good certificate", good, encrypted, encrypted, "")
 	add("expired", "has a certificate that has expired", func(k *Kit, name string) (*tls.Config, error) { return k.Authority.Expired(name) }, encrypted, badCert, "")
 	add("wrong-name", "has a certificate for another name", func(k *Kit, _ string) (*tls.Config, error) { return k.Authority.Server("other.test") }, encrypted, badCert, "")
@@ -73,10 +70,10 @@ func handshakes() []*Scenario {
 			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 		}
 		return config, err
-	}, thrice, twice, "")
+	}, encrypted, twice, "")
 
 	handshake := func(name, host, shape string, do smtptest.Act) {
-		add(name, host, good, thrice, twice, shape, smtptest.Rule{At: smtptest.Handshake, Do: do})
+		add(name, host, good, twice, twice, shape, smtptest.Rule{At: smtptest.Handshake, Do: do})
 	}
 	handshake("tls-plaintext", "goes on in plaintext after its 220", `starttls_timeout = "1s"`, smtptest.Then(smtptest.Raw("250 mx.test\r\n"), smtptest.Stall()))
 	handshake("tls-garbage", "answers the handshake with what is no TLS", "", smtptest.AfterBytes(1, smtptest.Then(smtptest.Raw("\x00\x01\x02 no TLS at all\xff"), smtptest.Stall())))
@@ -88,25 +85,25 @@ func handshakes() []*Scenario {
 	starttls := func(name, host, shape string, do smtptest.Act, may, must Want) {
 		add(name, host, good, may, must, shape, smtptest.Rule{At: smtptest.StartTLS, Do: do})
 	}
-	starttls("starttls-454", "offers STARTTLS and replies 454", "", smtptest.Reply(454, "4.7.0 not now"), refused, before("4.7.4"))
+	starttls("starttls-454", "offers STARTTLS and replies 454", "", smtptest.Reply(454, "4.7.0 not now"), before("4.7.0"), before("4.7.4"))
 	starttls("starttls-502", "offers STARTTLS and replies 502", "", smtptest.Reply(502, "5.5.1 what?"), refused, before("4.7.4"))
 	starttls("starttls-554", "offers STARTTLS and replies 554", "", smtptest.Reply(554, "5.7.0 no"), refused, before("4.7.4"))
-	starttls("starttls-250", "replies 250 to STARTTLS, which is not what begins TLS", "", smtptest.Reply(250, "2.0.0 yes?"), plain, before("4.5.0"))
-	starttls("starttls-334", "replies 334 to STARTTLS", "", smtptest.Reply(334, "go on"), plain, before("4.5.0"))
+	starttls("starttls-250", "replies 250 to STARTTLS, which is not what begins TLS", "", smtptest.Reply(250, "2.0.0 yes?"), before("4.5.0"), before("4.5.0"))
+	starttls("starttls-334", "replies 334 to STARTTLS", "", smtptest.Reply(334, "go on"), before("4.5.0"), before("4.5.0"))
 	starttls("starttls-ahead", "sends replies in plaintext behind its 220, for what is said in TLS", "", smtptest.Raw("220 2.0.0 go ahead\r\n250-mx.test\r\n250 PIPELINING\r\n250 2.1.0 ok\r\n"), encrypted, encrypted)
 	starttls("starttls-421", "replies 421 to STARTTLS and closes", "", smtptest.Then(smtptest.Reply(421, "4.3.2 bye"), smtptest.Drop()), before("4.3.2"), before("4.3.2"))
-	starttls("starttls-drop", "closes at STARTTLS", "", smtptest.Drop(), plain, before("4.4.2"))
-	starttls("starttls-stall", "says nothing to STARTTLS", `starttls_timeout = "1s"`, smtptest.Stall(), plain, before("4.4.2"))
-	starttls("starttls-garbage", "sends what is no reply to STARTTLS", "", smtptest.Raw("what?\r\n"), plain, before("4.5.0"))
+	starttls("starttls-drop", "closes at STARTTLS", "", smtptest.Drop(), before("4.4.2"), before("4.4.2"))
+	starttls("starttls-stall", "says nothing to STARTTLS", `starttls_timeout = "1s"`, smtptest.Stall(), before("4.4.2"), before("4.4.2"))
+	starttls("starttls-garbage", "sends what is no reply to STARTTLS", "", smtptest.Raw("what?\r\n"), before("4.5.0"), before("4.5.0"))
 
 	inside := func(name, host, shape string, do smtptest.Act, may, must Want) {
 		add(name, host, good, may, must, shape, smtptest.Rule{At: smtptest.Hello, Skip: 1, Each: smtptest.PerConnection, Do: do})
 	}
 	inside("ehlo-in-tls-502", "replies 502 to EHLO inside TLS and knows HELO", "", smtptest.Reply(502, "5.5.1 what?"), encrypted, encrypted)
 	inside("ehlo-in-tls-421", "replies 421 to EHLO inside TLS and closes", "", smtptest.Then(smtptest.Reply(421, "4.3.2 bye"), smtptest.Drop()), before("4.3.2"), before("4.3.2"))
-	inside("ehlo-in-tls-drop", "closes at EHLO inside TLS", "", smtptest.Drop(), plain, before("4.4.2"))
-	inside("ehlo-in-tls-rst", "sends RST at EHLO inside TLS", "", smtptest.Reset(), plain, before("4.4.2"))
-	inside("ehlo-in-tls-stall", "says nothing to EHLO inside TLS", `ehlo_timeout = "1s"`, smtptest.Stall(), plain, before("4.4.2"))
+	inside("ehlo-in-tls-drop", "closes at EHLO inside TLS", "", smtptest.Drop(), before("4.4.2"), before("4.4.2"))
+	inside("ehlo-in-tls-rst", "sends RST at EHLO inside TLS", "", smtptest.Reset(), before("4.4.2"), before("4.4.2"))
+	inside("ehlo-in-tls-stall", "says nothing to EHLO inside TLS", `ehlo_timeout = "1s"`, smtptest.Stall(), before("4.4.2"), before("4.4.2"))
 	inside("ehlo-in-tls-starttls", "offers STARTTLS inside TLS once more", "", smtptest.Offer("PIPELINING", "8BITMIME", "STARTTLS"), encrypted, encrypted)
 	add("ehlo-in-tls-550", "replies 550 to EHLO and HELO inside TLS", good, before("4.7.1"), before("4.7.1"), "",
 		smtptest.Rule{At: smtptest.Hello, Skip: 1, Each: smtptest.PerConnection, Do: smtptest.Reply(550, "5.7.1 not you")}, smtptest.Rule{At: smtptest.Helo, Do: smtptest.Reply(550, "5.7.1 not you")})
@@ -116,7 +113,7 @@ func handshakes() []*Scenario {
 			config.ClientAuth = tls.RequireAnyClientCert
 		}
 		return config, err
-	}, plain, before("4.4.2"), "")
+	}, before("4.4.2"), before("4.4.2"), "")
 
 	none := func(name, host string, level string, want Want) {
 		s := &Scenario{Name: name, At: "STARTTLS", Host: host, Shaping: "enable_tls = \"" + level + "\"", Want: want}

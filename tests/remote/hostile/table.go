@@ -24,7 +24,7 @@ go run ./tests/remote -listen 127.0.0.1:2526 stall-at-rcpt
   as the retry schedule says. A recipient only fails by a 5yz that speaks of the message: never by what a host says before MAIL, and never by a broken connection.
 - **elsewhere**: whether a second mail exchanger of the domain gets the message at once, in the same attempt.
 - **uncertain**: no reply to the final dot came, so the host may have the message (RFC 1047). Nothing is tried at once; the history marks it.
-- **seen**: connections and MAIL commands that the host sees. A host whose TLS is broken sees a second connection, in plaintext, where TLS is optional.
+- **seen**: connections and MAIL commands that the host sees. A host whose handshake breaks sees a second connection, with a smaller ClientHello; where TLS is optional, plaintext comes at an attempt minutes later.
 
 Where a host says nothing, the wait of that phase ends it: connect_timeout, banner_timeout, ehlo_timeout, starttls_timeout, mail_from_timeout,
 rcpt_to_timeout, data_timeout, data_block_timeout, data_dot_timeout or rset_timeout of the shaping file. Each was 1 s in the test; without one it is

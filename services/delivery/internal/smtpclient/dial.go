@@ -63,9 +63,9 @@ const (
 
 // Dial connects to a host, waits for its greeting, says EHLO and starts TLS
 // as the options demand. On failure the session is nil and the Answer says
-// why. Under mail.TLSMay a host that refuses STARTTLS in good order is used
-// in plaintext; when the handshake itself fails the answer has PhaseStartTLS
-// and an Err, and the caller may dial again with mail.TLSNone.
+// why. Under mail.TLSMay a host that refuses STARTTLS for good (5yz) is used
+// in plaintext; when it refuses it for now (4yz), or the handshake fails, the
+// answer has PhaseStartTLS, and the caller may dial again with mail.TLSNone.
 //
 // The context bounds the dial; the session does not keep it.
 func Dial(ctx context.Context, host Host, o Options) (*Session, Answer) {
@@ -186,6 +186,8 @@ func (s *Session) startTLS(ctx context.Context, o Options) Answer {
 		// RFC 3207 §4: only 220 says that TLS begins, and who knows what begins
 		// behind another positive reply.
 		return refused(mail.PhaseStartTLS, reply, fault(ctx, err))
+	case reply.Transient() && !must:
+		return Answer{Phase: mail.PhaseStartTLS, Reply: reply}
 	case reply.Code/100 != 2 && must:
 		return Answer{Phase: mail.PhaseStartTLS, Reply: reply, Err: ErrNoTLS}
 	case reply.Code/100 != 2:
@@ -228,6 +230,7 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	switch o.TLS {
 	case mail.TLSMay, mail.TLSEncrypt, "":
 		config.InsecureSkipVerify = true
+		config.MinVersion, config.CipherSuites = tls.VersionTLS10, wideSuites
 		if o.Witness {
 			config.VerifyConnection = func(state tls.ConnectionState) error {
 				s.distrust = verifyByRoots(state, config)
@@ -270,6 +273,23 @@ func (s *Session) handshake(ctx context.Context, o Options) error {
 	s.speakOn(c)
 	return nil
 }
+
+// wideSuites are for hosts that may be anybody: what such TLS keeps out is who
+// only listens, and old versions and RSA key exchange do so better than
+// plaintext. RC4 and 3DES are not among them. Postfix has the same (smtp_tls_ciphers
+// = medium, smtp_tls_protocols = >=TLSv1), and the key exchanges over finite
+// fields that crypto/tls does not know.
+var wideSuites = func() (ids []uint16) {
+	for _, s := range tls.CipherSuites() {
+		ids = append(ids, s.ID)
+	}
+	for _, s := range tls.InsecureCipherSuites() {
+		if strings.Contains(s.Name, "_AES_") {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}()
 
 // verifyByRoots verifies a certificate as crypto/tls does.
 func verifyByRoots(state tls.ConnectionState, config *tls.Config) error {

@@ -56,6 +56,11 @@ func (s *Session) Local() netip.AddrPort {
 // "TLS1.3 TLS_AES_128_GCM_SHA256", or "" in plaintext.
 func (s *Session) TLS() string { return s.secure }
 
+// LeftTLSOut reports that the host offers STARTTLS and the session is in
+// plaintext all the same: as it was told to be, or because the host refused
+// for good what it offers.
+func (s *Session) LeftTLSOut() bool { return s.secure == "" && s.offers.startTLS }
+
 // Distrust returns why the certificate would not have verified for the name
 // of the host, if Options.Witness wanted to know; nil if it would have.
 func (s *Session) Distrust() error { return s.distrust }

@@ -1,11 +1,16 @@
 package smtpclient
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
+	"math/big"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
 	"github.com/postrider/postrider/pkg/smtptest"
@@ -30,12 +35,15 @@ func TestTLSLevels(t *testing.T) {
 	}
 	old := good.Clone()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+	rsaOnly := rsaServer(t, tls.TLS_RSA_WITH_AES_128_GCM_SHA256)
+	weak := rsaServer(t, tls.TLS_RSA_WITH_RC4_128_SHA, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA)
 
 	const (
 		plain  = "plain"
 		secure = "secure"
+		dated  = "dated"
 	)
-	type want struct{ none, may, encrypt, verify string } // plain, secure, or the error and code
+	type want struct{ none, may, encrypt, verify string } // plain, secure, dated, or the error and code
 	tests := []struct {
 		name   string
 		config *tls.Config
@@ -46,8 +54,10 @@ func TestTLSLevels(t *testing.T) {
 		{"wrong name", wrongName, nil, want{plain, secure, secure, "handshake"}},
 		{"self-signed", selfSigned, nil, want{plain, secure, secure, "handshake"}},
 		{"not offered", nil, nil, want{plain, plain, "no TLS", "no TLS"}},
-		{"too old", old, nil, want{plain, "handshake", "handshake", "handshake"}},
-		{"refused for now", good, []smtptest.Rule{{At: smtptest.StartTLS, Do: smtptest.Reply(454, "4.7.0 not now")}}, want{plain, plain, "no TLS 454", "no TLS 454"}},
+		{"old", old, nil, want{plain, dated, dated, "handshake"}},
+		{"RSA key exchange", rsaOnly, nil, want{plain, dated, dated, "handshake"}},
+		{"RC4 and 3DES", weak, nil, want{plain, "handshake", "handshake", "handshake"}},
+		{"refused for now", good, []smtptest.Rule{{At: smtptest.StartTLS, Do: smtptest.Reply(454, "4.7.0 not now")}}, want{plain, " 454", "no TLS 454", "no TLS 454"}},
 		{"refused", good, []smtptest.Rule{{At: smtptest.StartTLS, Do: smtptest.Reply(502, "5.5.1 what?")}}, want{plain, plain, "no TLS 502", "no TLS 502"}},
 		{"421", good, []smtptest.Rule{{At: smtptest.StartTLS, Do: smtptest.Reply(421, "bye")}}, want{plain, " 421", " 421", " 421"}},
 		{"3yz", good, []smtptest.Rule{{At: smtptest.StartTLS, Do: smtptest.Reply(354, "what?")}}, want{plain, "step 354", "step 354", "step 354"}},
@@ -95,6 +105,21 @@ func TestTLSLevels(t *testing.T) {
 	}
 }
 
+// rsaServer is a server of TLS 1.2 with an RSA key and these cipher suites.
+func rsaServer(t *testing.T, suites ...uint16) *tls.Config {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mx.example"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: suites, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+}
+
 func tlsOutcome(t *testing.T, s *Session, a Answer) string {
 	t.Helper()
 	words := ""
@@ -103,6 +128,8 @@ func tlsOutcome(t *testing.T, s *Session, a Answer) string {
 		return "plain"
 	case s != nil && strings.HasPrefix(s.TLS(), "TLS1.3 TLS_"):
 		return "secure"
+	case s != nil:
+		return "dated"
 	case errors.Is(a.Err, ErrHandshake):
 		words = "handshake"
 	case errors.Is(a.Err, ErrNoTLS):
