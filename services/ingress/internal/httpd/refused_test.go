@@ -238,6 +238,26 @@ func TestIdempotency(t *testing.T) {
 	}
 }
 
+// A request that is repeated counts once against a quota.
+func TestRepeatedRequestCountsOnce(t *testing.T) {
+	w := start(t, nil)
+	send := func(recipients, key string) answer {
+		return w.do(t, call{key: w.narrow, header: map[string]string{"Idempotency-Key": key},
+			body: strings.NewReader(`{"from": {"address": "any@example.com"}, "reverse_path": "news@example.com", "text": "x", "to": [` + recipients + `]}`)})
+	}
+	for n := range 3 { // of 3 recipients a day
+		if a := send(`{"address": "b@example.org"}`, "again"); a.status != 202 {
+			t.Fatalf("time %d: %s", n+1, a)
+		}
+	}
+	if a := send(`{"address": "b@example.org"}, {"address": "c@example.org"}`, "others"); a.status != 202 {
+		t.Errorf("the second and third recipient of the day: %s", a)
+	}
+	if a := send(`{"address": "b@example.org"}`, "too-many"); a.status != 429 {
+		t.Errorf("over the quota: %s", a)
+	}
+}
+
 func TestQuotaAndBackPressure(t *testing.T) {
 	w := start(t, func(c *Config) { c.MemoryBytes = 4 << 20 })
 	news := func(recipients string) answer {
