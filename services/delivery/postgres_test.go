@@ -44,6 +44,19 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 		t.Errorf("accounts %+v, want %d relayed", a, total)
 	}
 	r.mustArrive(mx, ids)
+	// A settle whose answer was lost is no second transaction.
+	db, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var twice int
+	if err := db.QueryRow(t.Context(), `SELECT count(*) FROM (SELECT FROM postrider.attempts
+    GROUP BY queue_id, recipient_nos, attempt, worker_id, action, started_at HAVING count(*) > 1) twice`).Scan(&twice); err != nil || twice > 0 {
+		t.Errorf("%d transactions stand twice in the history, %v", twice, err)
+	}
+	if err := db.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // Postgres comes back and takes a recipient for claimed by a worker that had
