@@ -567,3 +567,40 @@ func TestConfig(t *testing.T) {
 		t.Errorf("error %v, want both variables named", err)
 	}
 }
+
+// Right after a start of Postgres every lease may have ended because nobody
+// could renew: nobody is declared dead before the workers had time to.
+func TestNobodyIsDeadRightAfterAStartOfPostgres(t *testing.T) {
+	t.Parallel()
+	pg := storetest.NewServer(t, devpg.Options{})
+	w := newWorldAt(t, pg.URL())
+	id := w.worker(t, time.Millisecond)
+	s := &scheduler{db: w.db, metrics: newMetrics(), wake: make(chan struct{}, 1)}
+	t.Cleanup(s.metrics.unregister)
+	for range 5 { // on a slow machine the time may be over before we look
+		if err := pg.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "Postgres starts after a crash", func() bool { return pg.Restart(t.Context()) == nil })
+		eventually(t, "the step succeeds", func() bool { return s.reclaim(t.Context()) == nil })
+		db, err := pgx.Connect(t.Context(), pg.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var early, dead bool
+		const q = `SELECT now() - pg_postmaster_start_time() < $1::interval, (SELECT ended_at IS NOT NULL FROM postrider.workers WHERE worker_id = $2)`
+		if err := db.QueryRow(t.Context(), q, grace, id).Scan(&early, &dead); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if early {
+			if dead {
+				t.Error("a worker was declared dead before it could renew")
+			}
+			return
+		}
+	}
+	t.Error("Postgres never took so little time to start that this could be seen")
+}
