@@ -373,7 +373,7 @@ REVOKE ALL ON FUNCTION postrider.content_for_submit(bytea, uuid, text, text) FRO
 DO $$
 BEGIN
     GRANT EXECUTE ON FUNCTION postrider.announce_hostname(text) TO postrider_ingress;
-    GRANT SELECT, DELETE ON postrider.submitted TO postrider_scheduler;
+    GRANT SELECT, UPDATE, DELETE ON postrider.submitted TO postrider_scheduler; -- UPDATE: FOR UPDATE wants it
     GRANT UPDATE (traceparent) ON postrider.messages TO postrider_scheduler;
     GRANT SELECT ON postrider.submitted TO postrider_reader, postrider_operator;
 EXCEPTION WHEN insufficient_privilege OR undefined_object THEN

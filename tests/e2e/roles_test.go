@@ -14,7 +14,7 @@ import (
 // Each service has a database login that may do no more than it must, and so
 // have the people at the command line. Nothing that they need is missing.
 func TestUnderTheLeastPrivilegedRoles(t *testing.T) {
-	w := world.Start(t, world.Options{Roles: true, Env: map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s,1h", "POSTRIDER_ACCOUNTING_INTERVAL": "1s"}})
+	w := world.Start(t, world.Options{Roles: true, Env: map[string]string{"POSTRIDER_RETRY_SCHEDULE": "1s", "POSTRIDER_ACCOUNTING_INTERVAL": "1s"}})
 	host := w.Host(t, "mx.roles.test", smtptest.Script{Rules: []smtptest.Rule{
 		{At: smtptest.Rcpt, Match: "nobody@roles.test", Do: smtptest.Reply(550, "5.1.1 no such user")},
 		{At: smtptest.Rcpt, Match: "later@roles.test", Times: 1, Do: smtptest.Reply(450, "4.2.0 later")},
