@@ -107,34 +107,40 @@ func (s *scheduler) unring(ctx context.Context) error {
 	}
 }
 
-// ring publishes hints for recipients that are due: arm, commit, publish.
+// ring publishes hints for recipients that are due. What is only for the log
+// and the trace holds up no mail.
 func (s *scheduler) ring(ctx context.Context) error {
 	for range pages {
-		if err := s.adopt(ctx); err != nil {
+		unseen := s.adopt(ctx)
+		more, err := s.ringPage(ctx)
+		if err := errors.Join(unseen, err); err != nil || !more {
 			return err
-		}
-		if !s.nc.Up() {
-			return nil // without the bus, resolvers take from Postgres
-		}
-		oldest, err := s.nc.OldestHint(ctx)
-		if err != nil {
-			return err
-		}
-		queued, looked, err := s.db.Ring(ctx, store.RingOptions{Limit: page, OldestHint: oldest})
-		if err != nil {
-			return err
-		}
-		// What is not published now is due again when its arming ends.
-		if err := s.nc.PublishQueued(ctx, queued); err != nil {
-			return err
-		}
-		s.metrics.rung.Add(ctx, recipients(queued))
-		behind := !oldest.IsZero() && time.Since(oldest) > keepUp
-		if looked < page || behind {
-			return nil
 		}
 	}
 	return nil
+}
+
+// ringPage is one page of ring: arm, commit, publish. more says that there is
+// another one for now.
+func (s *scheduler) ringPage(ctx context.Context) (more bool, err error) {
+	if !s.nc.Up() {
+		return false, nil // without the bus, resolvers take from Postgres
+	}
+	oldest, err := s.nc.OldestHint(ctx)
+	if err != nil {
+		return false, err
+	}
+	queued, looked, err := s.db.Ring(ctx, store.RingOptions{Limit: page, OldestHint: oldest})
+	if err != nil {
+		return false, err
+	}
+	// What is not published now is due again when its arming ends.
+	if err := s.nc.PublishQueued(ctx, queued); err != nil {
+		return false, err
+	}
+	s.metrics.rung.Add(ctx, recipients(queued))
+	behind := !oldest.IsZero() && time.Since(oldest) > keepUp
+	return looked == page && !behind, nil
 }
 
 // adopt logs what was submitted by SQL and begins its trace, as ingress does

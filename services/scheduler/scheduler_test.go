@@ -604,3 +604,24 @@ func TestNobodyIsDeadRightAfterAStartOfPostgres(t *testing.T) {
 	}
 	t.Error("Postgres never took so little time to start that this could be seen")
 }
+
+// What is only for the log and the trace holds up no mail.
+func TestRingsAlthoughNothingCanBeAdopted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	db, err := pgx.Connect(t.Context(), w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), `ALTER TABLE postrider.submitted RENAME TO elsewhere`); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	w.listen(t)
+	sub := submission(1, due())
+	w.accept(t, sub)
+	w.start(t)
+	w.waitRung(t, 1, sub)
+}
