@@ -520,6 +520,46 @@ func TestOneDelayNoticeThenTheFailure(t *testing.T) {
 	}
 }
 
+// Recipients of one message that fail at different times, before and after a
+// delay notice, each stand in one report of their failure.
+func TestNobodyIsReportedTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(t)
+	sub := submission("alice@sender.example", 0, 0, 0)
+	w.accept(t, sub)
+	w.settle(t, sub, mail.Failed, mail.Delayed, mail.Delayed) // accepted 10 minutes ago, notice after 5
+	w.waitReports(t, sub, 2)
+	for i, path := range []string{"bob3@remote.example", "bob2@remote.example"} {
+		if n, err := w.db.Operate(t.Context(), store.Fail, store.Filter{ID: sub.ID, ForwardPath: path}, "enough"); err != nil || n != 1 {
+			t.Fatalf("fail: %d, %v", n, err)
+		}
+		w.hint(t, sub)
+		w.waitReports(t, sub, 3+i)
+	}
+	w.settled(t)
+	failed, notices := map[string]int{}, map[string]int{}
+	for _, id := range w.waitReports(t, sub, 4) {
+		for _, fields := range strings.Split(w.content(t, id), "Final-Recipient: rfc822; ")[1:] {
+			recipient, rest, _ := strings.Cut(fields, "\r\n")
+			if strings.HasPrefix(rest, "Action: failed") {
+				failed[recipient]++
+			} else {
+				notices[recipient]++
+			}
+		}
+	}
+	for _, bob := range []string{"bob1@remote.example", "bob2@remote.example", "bob3@remote.example"} {
+		want := 1
+		if bob == "bob1@remote.example" {
+			want = 0
+		}
+		if failed[bob] != 1 || notices[bob] != want {
+			t.Errorf("%s stands in %d reports of failure and %d notices, want 1 and %d", bob, failed[bob], notices[bob], want)
+		}
+	}
+}
+
 func TestWithoutTheBus(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
