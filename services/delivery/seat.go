@@ -285,6 +285,16 @@ func (j *joint) offer(now time.Time) {
 // site.
 func (j *joint) call(by claimant) { time.AfterFunc(0, func() { by.offered(j) }) }
 
+// withdraw takes a site out of all lines.
+func (j *joint) withdraw(by claimant, now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.leaveLines(by)
+	j.turns.remove(by)
+	j.offer(now)
+	j.callNext(now)
+}
+
 // decline gives back a seat that was promised, if one was.
 func (j *joint) decline(by claimant, now time.Time) {
 	j.mu.Lock()

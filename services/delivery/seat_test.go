@@ -336,3 +336,31 @@ func seatsAtRandom(t *rapid.T) {
 	}
 	t.Fatal("somebody waits for a seat for ever")
 }
+
+// A site that has had its turn, and has no more mail, keeps no connection from
+// idling and nobody else from having its turn.
+func TestASiteWithoutMailLeavesTheLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := newModel(1).j
+		a, b := &passer{}, &passer{}
+		now := time.Now()
+		st := j.take(bid{by: a}, now, func() { t.Error("the connection is to end, and nobody waits for it") })
+		if st == nil || j.maySeat(bid{by: a}, now) {
+			t.Fatal("one seat is not had once")
+		}
+		j.withdraw(a, now)
+		st.greet(now)
+		st.rests(now)
+		synctest.Wait()
+		st.works()
+		st.giveUp = func() { st.leave(time.Now()) }
+		if j.maySeat(bid{by: b}, now) {
+			t.Error("two seats of one")
+		}
+		st.rests(now)
+		synctest.Wait()
+		if j.open != 0 || j.lines[living].len() > 0 {
+			t.Errorf("%d seats are taken, %d wait", j.open, j.lines[living].len())
+		}
+	})
+}

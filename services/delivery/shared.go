@@ -290,7 +290,13 @@ func (l *lane) maySeat(now time.Time) bool {
 	if len(l.joints) > 0 && c.standing != living && l.site.opening > 0 {
 		return false
 	}
-	return !slices.ContainsFunc(l.joints, func(j *joint) bool { return !j.maySeat(c, now) })
+	for _, j := range l.joints {
+		if !j.maySeat(c, now) {
+			l.site.waits = true
+			return false
+		}
+	}
+	return true
 }
 
 // bid is what the site says of itself to a shared limit. Caller holds mu.
@@ -318,9 +324,17 @@ func (s *site) offered(j *joint) {
 }
 
 // decline gives back what was promised by shared limits, but for seats that
-// will be used as soon as the limit allows one more transaction. Caller holds
-// mu.
+// will be used as soon as the limit allows one more transaction, and waits for
+// nothing more if there is no job for it. Caller holds mu.
 func (s *site) decline(now time.Time) {
+	if s.waits && s.ready.len() == 0 {
+		s.waits = false
+		for _, l := range s.lanes {
+			for _, j := range l.joints {
+				j.withdraw(s, now)
+			}
+		}
+	}
 	if len(s.promises) == 0 {
 		return
 	}

@@ -47,6 +47,7 @@ type site struct {
 	opening  int           // sessions that no host has greeted
 	cost     time.Duration // how long the last session took that no host greeted
 	promises []*joint      // that may hold a seat for the site
+	waits    bool          // it may be in line for a seat
 	outage   outage        // the last time that no host was reached
 	watch    adapt.Watch
 
