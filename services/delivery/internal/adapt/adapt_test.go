@@ -230,3 +230,40 @@ func FuzzHeard(f *testing.F) {
 		}
 	})
 }
+
+// One reply of a large provider slows a source down by half, and is no cliff:
+// only where many follow at the pace that is left does the preset set a limit.
+func TestOneRequestForPatienceIsNoCliff(t *testing.T) {
+	preset, err := shaping.Preset("2026-11")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := shaping.Build(shaping.Config{}, preset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, lines := range map[string]string{
+		"x.olc.protection.outlook.com":  "The mail server [192.0.2.9] has been temporarily rate limited due to IP reputation. (S775)",
+		"x.mail.protection.outlook.com": "Server busy. Please try again later from [192.0.2.9]. (S77719)",
+		"mx.any.test":                   "Messages from 192.0.2.9 temporarily deferred due to unexpected volume",
+	} {
+		all := s.For(shaping.Query{Domain: "d.example", Hosts: []mail.Host{{Name: host}}}).Rules
+		reply := mail.Reply{Code: 451, Enhanced: mail.EnhancedCode{Class: 4, Subject: 7, Detail: 650}, Lines: []string{lines}}
+		var w Watch
+		var pace Slowdown
+		now, fired := start, 0
+		for i := range 40 {
+			went, handled := w.Heard(now, reply, traffic, all)
+			if !handled && AsksForPatience(reply) {
+				pace.Asked(now)
+			}
+			if fired += len(went); i == 0 && (fired > 0 || pace.Share() != 0.5) {
+				t.Errorf("%s: after one reply %d rules went off, the pace is %v", host, fired, pace.Share())
+			}
+			now = now.Add(3 * time.Second)
+		}
+		if fired == 0 || pace.Share() > 0.25 {
+			t.Errorf("%s: after 40 replies in 2 minutes %d rules went off, the pace is %v", host, fired, pace.Share())
+		}
+	}
+}
