@@ -24,6 +24,7 @@
 //
 // # State
 //
-// None: any number of processes may serve behind one address, and a process
-// may die at any time. A message whose client has no 250 is the client's.
+// None that lasts: content that is still coming in waits in package spool. Any
+// number of processes may serve behind one address, and a process may die at
+// any time. A message whose client has no 250 is the client's.
 package ingress

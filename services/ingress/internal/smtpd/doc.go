@@ -4,10 +4,9 @@
 // server.go accepts connections at its doors and ends them, crowd.go counts
 // whose they are. session.go finds out who has come and runs the command
 // loop: hello.go, verbs.go, tls.go, auth.go and xclient.go are its commands.
-// data.go and chunk.go read content, header.go looks at its header section,
-// trace.go writes our trace field and what a submission lacks; wire.go
-// carries octets in and replies out, in the clear or under TLS; memory.go
-// bounds what all sessions hold together.
+// data.go and chunk.go read content into package spool, and trace.go writes our
+// trace field; wire.go carries octets in and replies out, in the clear or under
+// TLS; efforts.go bounds what a client may do in vain.
 //
 // A session is one goroutine. What it may do follows from its state (before
 // EHLO, after it, in a transaction, in content) and from the identity of its
