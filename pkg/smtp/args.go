@@ -200,12 +200,18 @@ func appendParameter(dst []byte, keyword, value string) []byte {
 }
 
 // cutKeyword takes "FROM:" or "TO:" off, in any case, and spaces behind it,
-// which many clients send although the grammar has none.
+// which many clients send although the grammar has none. A path without its
+// brackets, as some devices send it, gets them, as it does from Postfix (its
+// strict_rfc821_envelopes is off); one that has half of them does not.
 func cutKeyword(s, keyword string) (string, bool) {
 	if len(s) < len(keyword) || !strings.EqualFold(s[:len(keyword)], keyword) {
 		return "", false
 	}
-	return strings.TrimLeft(s[len(keyword):], " "), true
+	path := strings.TrimLeft(s[len(keyword):], " ")
+	if word, _, _ := strings.Cut(path, " "); word != "" && !strings.ContainsAny(word, `<>"`) {
+		path = "<" + word + ">" + path[len(word):]
+	}
+	return path, true
 }
 
 // eachParameter calls set for each esmtp-param of s, keywords in upper case:

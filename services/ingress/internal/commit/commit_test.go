@@ -437,3 +437,28 @@ func (sleepy) Read([]byte) (int, error) {
 	<-time.After(time.Minute)
 	return 0, io.EOF
 }
+
+// Large messages take turns, and nobody waits for longer than it wants.
+func TestTurns(t *testing.T) {
+	c := New(nil, nil, time.Minute, 2)
+	first, err := c.Turn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Turn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Turn(gone); !errors.Is(err, ErrBusy) {
+		t.Errorf("a third turn: %v", err)
+	}
+	first()
+	third, err := c.Turn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second()
+	third()
+}

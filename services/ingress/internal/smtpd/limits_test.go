@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -240,4 +242,58 @@ func TestNamesOfClients(t *testing.T) {
 		c.send("EHLO " + name + "\r\n")
 		c.expect("50")
 	}
+}
+
+// While the store is away the log has a line at the beginning and one at the
+// end, however many messages are refused.
+func TestOutageInTheLog(t *testing.T) {
+	log := &logged{}
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
+	store := &fakeStore{}
+	store.fail(errDown)
+	c := startServer(t, testConfig(), store).greeted(t)
+	for range 30 {
+		c.transaction()
+		c.send("text\r\n.\r\n")
+		c.expect("451 4.3.0")
+	}
+	store.fail(nil)
+	eventually(t, "the end of the outage is in the log", func() bool {
+		c.transaction()
+		c.send("text\r\n.\r\n")
+		c.expect("250 2.0.0 queued")
+		return log.count("accepted again") > 0
+	})
+	if n := log.count("level=ERROR"); n != 1 {
+		t.Errorf("%d errors in the log, want 1", n)
+	}
+	if n := log.count("failures=30"); n != 1 {
+		t.Errorf("%d lines with the number of failures, want 1", n)
+	}
+}
+
+// logged is what was logged.
+type logged struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(p))
+	return len(p), nil
+}
+
+func (l *logged) count(with string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.all {
+		if strings.Contains(line, with) {
+			n++
+		}
+	}
+	return n
 }
