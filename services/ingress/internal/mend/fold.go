@@ -37,18 +37,20 @@ func breakLines(field []byte, at func(line []byte) int) []byte {
 	var out []byte
 	for begin := 0; begin < len(field); {
 		end := lineEnd(field, begin)
-		line := field[begin:end]
-		for len(bytes.TrimSuffix(line, crlf)) > maxLine {
-			i := at(line[:maxLine])
+		line, indent := field[begin:end], 0
+		for len(bytes.TrimSuffix(line, crlf)) > maxLine-indent {
+			i := at(line[:maxLine-indent])
 			// A line of white space alone is none: RFC 5322 §2.2.3.
 			if i <= 0 || len(bytes.TrimSpace(line[:i])) == 0 || len(bytes.TrimSpace(line[i:])) == 0 {
 				break
 			}
+			out = append(out, " "[:indent]...)
 			out = append(append(out, line[:i]...), crlf...)
-			if line = line[i:]; line[0] != ' ' && line[0] != '\t' {
-				line = append([]byte(" "), line...)
+			if line, indent = line[i:], 0; line[0] != ' ' && line[0] != '\t' {
+				indent = 1
 			}
 		}
+		out = append(out, " "[:indent]...)
 		out = append(out, line...)
 		begin = end
 	}

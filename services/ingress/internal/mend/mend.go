@@ -126,8 +126,10 @@ func (m *mender) multipart(dst []byte, e entity, boundary string) ([]byte, error
 		line := e.body[at:end]
 		last := end == len(e.body)
 		rest, isDelimiter := bytes.CutPrefix(line, []byte(delimiter))
-		rest = bytes.TrimRight(rest, " \t\r\n")
-		isDelimiter = isDelimiter && !closed && (len(rest) == 0 || string(rest) == "--")
+		if isDelimiter {
+			rest = bytes.TrimRight(rest, " \t\r\n")
+			isDelimiter = !closed && (len(rest) == 0 || string(rest) == "--")
+		}
 		if isDelimiter || last {
 			stop := at // the CRLF before a delimiter belongs to it
 			if last && !isDelimiter {
@@ -243,12 +245,16 @@ func wrap(text []byte, top bool) []byte {
 
 // long reports whether a line has more than 998 octets.
 func long(content []byte) bool {
-	for at := 0; at < len(content); {
-		end := lineEnd(content, at)
-		if len(bytes.TrimSuffix(content[at:end], crlf)) > maxLine {
+	for len(content) > maxLine {
+		// What ends within the most that a line may have is not long.
+		end := bytes.LastIndexByte(content[:min(len(content), maxLine+len(crlf))], '\n') + 1
+		if end == 0 {
 			return true
 		}
-		at = end
+		if end > maxLine && len(bytes.TrimSuffix(content[:lineEnd(content, 0)], crlf)) > maxLine {
+			return true
+		}
+		content = content[end:]
 	}
 	return false
 }

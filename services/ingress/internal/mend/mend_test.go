@@ -9,6 +9,7 @@ import (
 	"mime/multipart"
 	"mime/quotedprintable"
 	"net/mail"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -220,4 +221,40 @@ func FuzzLines(f *testing.F) {
 			t.Fatalf("%q became %q, then %q (%v)", in, got, again, err)
 		}
 	})
+}
+
+// What mending costs grows with the message, and not with its square: of
+// memory no more than some copies of it.
+func TestCostIsLinear(t *testing.T) {
+	const size = 4 << 20
+	late := strings.Repeat("y", 3000) + "\r\n"
+	for name, content := range map[string]string{
+		"addresses":        "To: " + strings.Repeat("a@b,", size/4) + "\r\n\r\n" + late,
+		"identifiers":      "References: " + strings.Repeat("<a@b>", size/5) + "\r\n\r\n" + late,
+		"words":            "Subject: " + strings.Repeat("a ", size/2) + "\r\n\r\n" + late,
+		"addresses inside": "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nTo: " + strings.Repeat("a@b,", size/4) + "\r\n\r\nx\r\n--b--\r\n",
+		"parts":            "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--b\r\n\r\n", size/7) + "--b\r\n\r\n" + late + "--b--\r\n",
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _ = Lines([]byte(content)) // it may be one that is refused
+		runtime.ReadMemStats(&after)
+		if copies := (after.TotalAlloc - before.TotalAlloc) / size; copies > 30 {
+			t.Errorf("%s: %d times the size of the message was allocated", name, copies)
+		}
+	}
+}
+
+// long is as it is defined, whatever stands around.
+func TestLong(t *testing.T) {
+	for n := 990; n < 1005; n++ {
+		for _, before := range []string{"", "a\r\n", strings.Repeat("b", 997) + "\r\n", strings.Repeat("c\r\n", 333)} {
+			for _, after := range []string{"", "\r\n", "\r\nd", "\r\n" + strings.Repeat("e\r\n", 400)} {
+				content := []byte(before + strings.Repeat("x", n) + after)
+				if got := long(content); got != (n > maxLine) {
+					t.Errorf("%d octets behind %d and before %d: %v", n, len(before), len(after), got)
+				}
+			}
+		}
+	}
 }
