@@ -39,6 +39,7 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	r.db, r.bus = r.connect() // the connections of before are dead
 	r.conduct()
 	if a := r.drained(60 * time.Second); a.Relayed != total {
 		t.Errorf("accounts %+v, want %d relayed", a, total)
