@@ -208,6 +208,48 @@ func TestHAProxyHeader(t *testing.T) {
 	}
 }
 
+// Clients that say nothing keep nobody with the key out, however many they are;
+// those of one address make room for each other.
+func TestSilentClients(t *testing.T) {
+	to := target(t)
+	at := listener(t, to.Port()) // ten with the key
+	silent := func(from string, n int) {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		for range n {
+			c, err := d.DialContext(t.Context(), "tcp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = c.Close() })
+		}
+	}
+	way := egress.Way{Kind: egress.SOCKS5, Local: netip.MustParseAddr("127.0.0.7"), Proxy: at, User: "one", Password: "key"}
+	var open []net.Conn
+	for _, n := range []int{10, 600, 600} {
+		silent("127.0.0.9", n)
+		c, err := way.Dial(within(t), to)
+		if err != nil {
+			t.Fatalf("behind %d silent clients: %v", n, err)
+		}
+		open = append(open, c)
+	}
+	for len(open) < 10 {
+		c, err := way.Dial(within(t), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+	}
+	if c, err := way.Dial(within(t), to); err == nil {
+		_ = c.Close()
+		t.Error("an eleventh client with the key has a place")
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+}
+
 func TestParse(t *testing.T) {
 	for _, c := range []struct {
 		text string

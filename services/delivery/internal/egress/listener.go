@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,14 +35,61 @@ type Listener struct {
 	Source func(name string, target netip.Addr) (local netip.Addr, ok bool)
 	// MayReach reports whether a target may be connected to.
 	MayReach func(target netip.AddrPort) bool
-	// Max is how many connections may be open at once.
+	// Max is how many connections of clients with the key may be open at once.
 	Max int
+}
+
+// maxStrangers is how many connections may be open that have not shown the
+// key. One more has the oldest one closed of the address that has most: so who
+// floods us makes room for itself, and who comes with the key finds some.
+const maxStrangers = 512
+
+// strangers are the connections that have not shown the key yet, oldest first.
+type strangers struct {
+	mu  sync.Mutex
+	all []net.Conn // guarded by mu
+}
+
+// enter takes one in.
+func (s *strangers) enter(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, c)
+	if len(s.all) <= maxStrangers {
+		return
+	}
+	of := map[netip.Addr]int{}
+	most := ipOf(s.all[0])
+	for _, other := range s.all {
+		ip := ipOf(other)
+		if of[ip]++; of[ip] > of[most] {
+			most = ip
+		}
+	}
+	oldest := slices.IndexFunc(s.all, func(other net.Conn) bool { return ipOf(other) == most })
+	_ = s.all[oldest].Close()
+	s.all = slices.Delete(s.all, oldest, oldest+1)
+}
+
+// leave takes one out: it has shown the key, or is gone.
+func (s *strangers) leave(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = slices.DeleteFunc(s.all, func(other net.Conn) bool { return other == c })
+}
+
+func ipOf(c net.Conn) netip.Addr {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
 }
 
 // Serve answers on l until ctx is done, then closes all connections.
 func (l *Listener) Serve(ctx context.Context, on net.Listener) error {
 	var clients errgroup.Group
-	clients.SetLimit(l.Max)
+	known := make(chan struct{}, l.Max) // holds a token for each client with the key
+	var unknown strangers
 	stop := context.AfterFunc(ctx, func() { _ = on.Close() })
 	defer stop()
 	for {
@@ -56,12 +105,11 @@ func (l *Listener) Serve(ctx context.Context, on net.Listener) error {
 			pause(ctx, time.Second)
 			continue
 		}
-		if !clients.TryGo(func() error {
-			l.serve(ctx, c)
+		unknown.enter(c)
+		clients.Go(func() error {
+			l.serve(ctx, c, &unknown, known)
 			return nil
-		}) {
-			_ = c.Close()
-		}
+		})
 	}
 	return clients.Wait()
 }
@@ -75,17 +123,25 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (l *Listener) serve(ctx context.Context, c net.Conn) {
+func (l *Listener) serve(ctx context.Context, c net.Conn, unknown *strangers, known chan struct{}) {
 	defer func() { _ = c.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	_ = c.SetDeadline(time.Now().Add(greetWithin))
 	name, target, err := l.greet(c)
+	unknown.leave(c)
 	if err != nil {
 		slog.Warn("egress: client refused", "client", c.RemoteAddr().String(), "error", err)
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
+	select {
+	case known <- struct{}{}:
+		defer func() { <-known }()
+	default:
+		_, _ = c.Write(appendAddress([]byte{version, generalFailure, 0}, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)))
+		return
+	}
 	out, code := l.dial(ctx, name, target)
 	bound := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if out != nil {
