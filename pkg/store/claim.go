@@ -289,8 +289,12 @@ func (s *Store) Dispatch(ctx context.Context, worker mail.WorkerID, reqs []*mail
 	return contents, nil
 }
 
+// readWithin bounds the wait for one chunk.
+const readWithin = 10 * time.Second
+
 // OpenContent streams the content of a message. Memory: one chunk. The first
-// Read fails with ErrNotFound if no content is kept.
+// Read fails with ErrNotFound if no content is kept. After another error the
+// next Read goes on where this one failed.
 func (s *Store) OpenContent(ctx context.Context, id mail.QueueID) (io.ReadCloser, error) {
 	return &contentReader{ctx: ctx, store: s, id: id}, nil
 }
@@ -314,14 +318,16 @@ func (r *contentReader) Read(p []byte) (int, error) {
 		if r.err != nil {
 			return 0, r.err
 		}
-		err := r.store.plain.QueryRow(r.ctx, readChunk, r.id, r.next).Scan(&r.chunk)
+		ctx, cancel := context.WithTimeout(r.ctx, readWithin)
+		err := r.store.plain.QueryRow(ctx, readChunk, r.id, r.next).Scan(&r.chunk)
+		cancel()
 		switch {
 		case errors.Is(err, pgx.ErrNoRows) && r.next == 0:
 			r.err = fmt.Errorf("content of %s: %w", r.id, ErrNotFound)
 		case errors.Is(err, pgx.ErrNoRows):
 			r.err = io.EOF
 		case err != nil:
-			r.err = fmt.Errorf("content of %s: %w", r.id, err)
+			return 0, fmt.Errorf("content of %s: %w", r.id, err)
 		}
 		r.next++
 	}

@@ -50,11 +50,19 @@ func (w *worker) credential(ctx context.Context, name string) (*smtpclient.Crede
 	if ok && time.Since(known.readAt) < credentialAge {
 		return &known.credential, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeWithin)
-	defer cancel()
-	found, err := w.store.RelayCredential(ctx, name)
+	var found store.RelayCredential
+	missing := false
+	err := w.insist(ctx, func() (err error) {
+		within, cancel := context.WithTimeout(ctx, storeWithin)
+		defer cancel()
+		found, err = w.store.RelayCredential(within, name)
+		if missing = errors.Is(err, store.ErrNotFound); missing {
+			return nil
+		}
+		return err
+	})
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case missing:
 		return nil, fmt.Errorf("there is no relay credential %s", name)
 	case err != nil:
 		return nil, err

@@ -1,9 +1,12 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"io"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/pkg/smtptest"
 	"github.com/postrider/postrider/pkg/store"
 	"github.com/postrider/postrider/pkg/storetest"
 )
@@ -98,10 +102,12 @@ func lossyLink(t *testing.T, near string, lossy *atomic.Bool) string {
 	return u.String()
 }
 
+var small = []byte("Subject: test\r\n\r\ntext\r\n")
+
 // due accepts a message and returns its request as the resolver would send it.
-func due(t *testing.T, w *worker) *mail.DeliveryRequest {
+func due(t *testing.T, w *worker, content []byte) *mail.DeliveryRequest {
 	t.Helper()
-	s := &mail.Submission{Content: []byte("Subject: test\r\n\r\ntext\r\n")}
+	s := &mail.Submission{Content: content}
 	s.ID, s.AcceptedAt, s.SizeBytes = mail.NewQueueID(), time.Now(), int64(len(s.Content))
 	s.Envelope.ReversePath = "y@origin.test"
 	s.Recipients = []mail.Recipient{{No: 1, Domain: "a.test", ForwardPath: "x@a.test", ExpiresAt: s.AcceptedAt.Add(time.Hour)}}
@@ -142,7 +148,7 @@ func claimByAnother(t *testing.T, w *worker, r mail.DeliveryRequest) {
 func TestALostClaimFreesItsContent(t *testing.T) {
 	t.Parallel()
 	w, _, _ := newStoreWorker(t)
-	r := due(t, w)
+	r := due(t, w, small)
 	claimByAnother(t, w, *r)
 	c := w.claimOf(r)
 	if c.admitted[0].load == nil {
@@ -162,8 +168,8 @@ func TestALostClaimFreesItsContent(t *testing.T) {
 func TestAClaimOfWhichNothingIsHeardIsGivenBack(t *testing.T) {
 	t.Parallel()
 	w, near, lossy := newStoreWorker(t)
-	claimByAnother(t, w, *due(t, w)) // from now on the statement is known to Postgres, and the first answer is that to the claim
-	r := due(t, w)
+	claimByAnother(t, w, *due(t, w, small)) // from now on the statement is known to Postgres, and the first answer is that to the claim
+	r := due(t, w, small)
 	c := w.claimOf(r)
 	lossy.Store(true)
 	w.claim([]*claim{c})
@@ -243,5 +249,28 @@ func TestSlotsAreEnteredUnlessALaterRenewalLacksThem(t *testing.T) {
 	h.enter(takeover{slots: []int16{3}, at: at})
 	if got := w.slotsIn(ours); got != nil {
 		t.Errorf("slots %v are served that the last renewal did not have", got)
+	}
+}
+
+// TestAChunkThatCannotBeReadIsAskedForAgain: the answer of Postgres is lost
+// while the host takes the content. The host hears nothing of it.
+func TestAChunkThatCannotBeReadIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	w, _, lossy := newStoreWorker(t)
+	mx := smtptest.Start(t, smtptest.Script{Rules: []smtptest.Rule{
+		{At: smtptest.Body, Times: 1, Do: smtptest.Signal(func() { lossy.Store(true) })},
+	}})
+	content := append([]byte("Subject: large\r\n\r\n"), bytes.Repeat([]byte("0123456789abcdef.\r\n"), 4*store.ChunkBytes/19)...)
+	r := due(t, w, content)
+	host := mx.Addr()
+	r.Route.TLS, r.Route.Hosts[0].Port, r.Route.Hosts[0].Addresses = mail.TLSNone, host.Port(), []netip.Addr{host.Addr()}
+	j := w.split(r, bounds{recipients: 1})[0]
+	j.load = &load{request: r, content: store.Content{Large: true}}
+	w.add(w.siteOf("mx.a.test", mail.Site("mx.a.test").Slot()), []*job{j})
+	if o := settledOne(t, w); o.Action != mail.Relayed {
+		t.Errorf("outcome %+v", o)
+	}
+	if m := mx.Messages(); len(m) != 1 || m[0].SHA256 != sha256.Sum256(content) || len(mx.Connections()) != 1 || lossy.Load() {
+		t.Errorf("%d messages over %d connections; want the content as it was, at the first attempt (no answer was lost: %v)", len(m), len(mx.Connections()), lossy.Load())
 	}
 }

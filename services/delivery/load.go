@@ -77,11 +77,21 @@ func (w *worker) unload(l *load) {
 }
 
 func (w *worker) loadWithin(ctx context.Context, l *load) error {
-	for refused, pause := 0, firstStorePause; ; pause = min(2*pause, maxStorePause) {
+	return w.insist(ctx, func() error {
 		l.done = make(chan struct{})
 		w.loads.in <- l
 		<-l.done
-		if l.err == nil {
+		return l.err
+	})
+}
+
+// insist repeats what Postgres is asked for: while it is away, for as long as
+// the lease lasts. An error means that ctx is done or the lease is over, or
+// with errUnreadable that Postgres answers and refuses it again and again.
+func (w *worker) insist(ctx context.Context, ask func() error) error {
+	for refused, pause := 0, firstStorePause; ; pause = min(2*pause, maxStorePause) {
+		err := ask()
+		if err == nil {
 			return nil
 		}
 		if w.store.Ping(ctx) == nil {
@@ -93,7 +103,7 @@ func (w *worker) loadWithin(ctx context.Context, l *load) error {
 		case w.lease.left() <= 0:
 			return errLeaseOver
 		case refused == maxRefused:
-			return fmt.Errorf("%w: %w", errUnreadable, l.err)
+			return fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		sleep(ctx, pause)
 	}
@@ -126,7 +136,30 @@ func (w *worker) dispatch(batch []*load) {
 	}
 }
 
-// open returns a reader of the content.
+// open returns a reader of the content. Where a chunk cannot be read it is
+// asked for again: the host has had the others.
 func (w *worker) open(ctx context.Context, l *load) (io.ReadCloser, error) {
-	return w.store.OpenContent(ctx, l.request.Message.ID)
+	r, err := w.store.OpenContent(ctx, l.request.Message.ID)
+	return &insistent{w, ctx, r}, err
+}
+
+type insistent struct {
+	*worker
+	ctx context.Context
+	io.ReadCloser
+}
+
+func (r *insistent) Read(p []byte) (n int, err error) {
+	over := false
+	err = r.insist(r.ctx, func() (err error) {
+		n, err = r.ReadCloser.Read(p)
+		if over = errors.Is(err, io.EOF); over {
+			return nil
+		}
+		return err
+	})
+	if over {
+		return n, io.EOF
+	}
+	return n, err
 }

@@ -32,6 +32,7 @@ func (a *attempt) ownTrouble(answer smtpclient.Answer) verdict {
 // outcome makes the outcome of a recipient whose verdict stands.
 func (a *attempt) outcome(p mail.Pending, answer smtpclient.Answer, v verdict) mail.Outcome {
 	o := outcomeOf(p, answer, v)
+	o.Untried = o.Untried && !errors.Is(answer.Err, errUnreadable) // or it would be tried for ever
 	var delayNotice time.Duration
 	if o.Action == mail.Delayed {
 		values := a.shaping.For(shaping.Query{Domain: p.Domain, Site: a.site.name, Hosts: a.job.request.Route.Hosts})
