@@ -81,8 +81,8 @@ func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, err
 	const q = `
 		SELECT queue_id, recipient_no, state::text, place, reverse_path, forward_path, coalesce(site, ''), tries,
 		       accepted_at, next_attempt_at, expires_at, coalesce(last_status, ''), coalesce(last_reply, ''), coalesce(last_host, ''), campaign,
-		       coalesce(suspended, '')
-		FROM queue
+		       coalesce(suspended, ` + waitOf + `, '')
+		FROM queue q
 		WHERE (@id::uuid IS NULL OR queue_id = @id)
 		  AND (@domain::text IS NULL OR domain = lower(@domain))
 		  AND (@from::text IS NULL OR lower(reverse_path) LIKE pattern_of(@from))
@@ -167,6 +167,7 @@ type StoryRecipient struct {
 	State         string
 	Place         string // as in QueueRow; "" when final
 	Site          string
+	Waits         string // by whom, until when and why it is kept waiting; "" if it is not
 	Tries         int16
 	NextAttemptAt time.Time // zero unless it waits
 	ExpiresAt     time.Time
@@ -238,7 +239,7 @@ func (s *Store) showMessage(ctx context.Context, id mail.QueueID) (Story, error)
 func (s *Store) showRecipients(ctx context.Context, story *Story) error {
 	const q = `
 		SELECT r.recipient_no, r.forward_path, r.state::text, coalesce(q.place, ''), coalesce(r.site, ''), r.tries,
-		       q.next_attempt_at, r.expires_at, r.final_at
+		       q.next_attempt_at, r.expires_at, r.final_at, coalesce(q.suspended, ` + waitOf + `, '')
 		FROM recipients r
 		LEFT JOIN queue q ON q.queue_id = r.queue_id AND q.recipient_no = r.recipient_no
 		WHERE r.queue_id = $1
@@ -249,7 +250,7 @@ func (s *Store) showRecipients(ctx context.Context, story *Story) error {
 	}
 	story.Recipients, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r StoryRecipient, err error) {
 		var next, final *time.Time
-		err = row.Scan(&r.No, &r.ForwardPath, &r.State, &r.Place, &r.Site, &r.Tries, &next, &r.ExpiresAt, &final)
+		err = row.Scan(&r.No, &r.ForwardPath, &r.State, &r.Place, &r.Site, &r.Tries, &next, &r.ExpiresAt, &final, &r.Waits)
 		if next != nil {
 			r.NextAttemptAt = *next
 		}

@@ -219,6 +219,7 @@ func (w *worker) live(ctx context.Context) error {
 	take(w.tlsReports.run)
 	take(w.runDivisions)
 	take(w.runShares)
+	take(w.runWaits)
 	take(w.runSources)
 	take(w.serveEgress)
 	for range pullers {

@@ -36,6 +36,7 @@
 //	heard     rules that replies set off, hosts that ask for  measure.go,
 //	          patience, what operators have suspended         internal/adapt
 //	settle    outcomes of all sites, one transaction          outcome.go, settle.go
+//	waits     what claimed mail waits for, for people         waits.go
 //
 // shared.go and joint.go keep the limits that sites share by name, of which
 // each worker holds a portion; seat.go hands out the connections under them, to
@@ -58,7 +59,7 @@
 // # Writes
 //
 // recipients (claims, dispatched, outcomes), attempts, reports, routes,
-// workers, slots, sites, divisions, site_parts, shared_limits, measures.
+// workers, slots, sites, divisions, site_parts, shared_limits, measures, waits.
 //
 // # Standards
 //

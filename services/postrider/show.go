@@ -45,6 +45,7 @@ type recipientLine struct {
 	State         string     `json:"state"`
 	Place         string     `json:"place,omitempty"`
 	Site          string     `json:"site,omitempty"`
+	Waits         string     `json:"waits,omitempty"`
 	Tries         int16      `json:"tries"`
 	NextAttemptAt *time.Time `json:"next_attempt_at,omitempty"`
 	ExpiresAt     *time.Time `json:"expires_at"`
@@ -134,7 +135,7 @@ func lineOf(s store.Story) storyLine {
 	}
 	for _, r := range s.Recipients {
 		line.Recipients = append(line.Recipients, recipientLine{
-			r.No, r.ForwardPath.String(), r.State, r.Place, r.Site, r.Tries, moment(r.NextAttemptAt), moment(r.ExpiresAt), moment(r.FinalAt),
+			r.No, r.ForwardPath.String(), r.State, r.Place, r.Site, r.Waits, r.Tries, moment(r.NextAttemptAt), moment(r.ExpiresAt), moment(r.FinalAt),
 		})
 	}
 	for _, a := range s.Attempts {
@@ -260,6 +261,9 @@ func (p *story) standing(r recipientLine) string {
 		text += " after " + span(r.FinalAt.Sub(p.at0))
 	case r.Place != "" && r.Place != r.State:
 		text += ", " + r.Place
+	}
+	if r.Waits != "" {
+		text += ": " + clean(r.Waits)
 	}
 	if r.NextAttemptAt != nil {
 		text += ", next attempt " + clock(*r.NextAttemptAt)
