@@ -49,6 +49,7 @@ type scene struct {
 	hosts   map[string]*smtptest.Server
 	reports *smtptest.Server // the sender's mail exchanger
 	ledger  []string         // queue ids that clients have seen
+	flying  int              // recipients that were in transactions when something was struck down, at most
 }
 
 const refused = "refused.test"
@@ -164,6 +165,27 @@ func (s *scene) wantNoStragglers(what string, at time.Time) {
 	}
 }
 
+// aroundAStrike is how many recipients more may begin a transaction between a
+// look at Postgres and what is done next.
+const aroundAStrike = 20
+
+// strike does something that may cost delivery its transactions.
+func (s *scene) strike(do func()) {
+	s.t.Helper()
+	before := s.inTransactions()
+	do()
+	s.flying += max(before, s.inTransactions()) + aroundAStrike
+}
+
+// inTransactions returns how many recipients are in transactions; none if
+// Postgres does not answer.
+func (s *scene) inTransactions() (n int) {
+	if err := s.DB.QueryRow(s.t.Context(), `SELECT count(*) FROM postrider.recipients WHERE dispatched`).Scan(&n); err != nil {
+		return 0
+	}
+	return n
+}
+
 // judge waits until all is done and holds the books against what the remote
 // hosts saw.
 func (s *scene) judge() {
@@ -183,6 +205,16 @@ func (s *scene) judge() {
 	uncertainReports := s.paths(ctx, `SELECT DISTINCT o.forward_path FROM postrider.history h
 		JOIN postrider.messages m USING (queue_id) JOIN postrider.recipients o ON o.queue_id = m.report_of WHERE h.uncertain`)
 	got, reported := s.arrived()
+	twice := 0
+	for _, n := range got {
+		twice += n - 1
+	}
+	for _, n := range reported {
+		twice += n - 1
+	}
+	if twice > s.flying {
+		s.t.Errorf("%d messages arrived that had arrived before, and at most %d were in transactions when something was struck down", twice, s.flying)
+	}
 	for path, r := range queue {
 		switch {
 		case r.report:
@@ -197,7 +229,8 @@ func (s *scene) judge() {
 			s.t.Errorf("%s arrived and is in no queue", path)
 		}
 	}
-	s.t.Logf("%d messages seen accepted, accounting %+v, %d recipients marked uncertain; delays: %s", len(s.ledger), a, len(uncertain), s.delays())
+	s.t.Logf("%d messages seen accepted, accounting %+v, %d recipients marked uncertain, %d duplicates of at most %d; delays: %s",
+		len(s.ledger), a, len(uncertain), twice, s.flying, s.delays())
 }
 
 // delays sums up why attempts did not succeed at once.

@@ -27,7 +27,11 @@ func TestKillEachService(t *testing.T) {
 		var at time.Time
 		s.wave(fmt.Sprintf("kill%d-", i), n, func() {
 			at = time.Now()
-			victim.Kill()
+			if name == "delivery" {
+				s.strike(victim.Kill)
+			} else {
+				victim.Kill() // no other has a word with remote hosts
+			}
 		})
 		s.WaitIdle(t, drained) // the other copy does all the work
 		s.wantTakenOver("kill -9 of "+victim.String(), at)
@@ -67,9 +71,11 @@ func TestKillBothCopies(t *testing.T) {
 	s := newScene(t)
 	for i, name := range []string{"resolver", "delivery"} {
 		s.wave(fmt.Sprintf("both%d-", i), messages(t)/3, func() {
-			for c := range 2 {
-				s.Service(name, c).Kill()
-			}
+			s.strike(func() {
+				for c := range 2 {
+					s.Service(name, c).Kill()
+				}
+			})
 		})
 		for c := range 2 {
 			s.restart(s.Service(name, c))
@@ -113,7 +119,7 @@ func TestKillInMidTransaction(t *testing.T) {
 	})
 	victim := s.Service("delivery", s.home(held))
 	at := time.Now()
-	victim.Kill()
+	s.strike(victim.Kill)
 	close(release)
 	s.WaitIdle(t, drained)
 	s.wantTakenOver("kill -9 of "+victim.String()+" in mid-transaction", at)
@@ -162,9 +168,11 @@ func TestPostgresRestarts(t *testing.T) {
 	}{{"crash", s.PG.Kill}, {"halt", s.PG.Halt}} {
 		var at time.Time
 		s.wave(tc.name+"-", messages(t)/2, func() {
-			if err := tc.stop(); err != nil {
-				t.Fatal(err)
-			}
+			s.strike(func() {
+				if err := tc.stop(); err != nil {
+					t.Fatal(err)
+				}
+			})
 			if err := s.PG.Restart(t.Context()); err != nil {
 				t.Fatal(err)
 			}

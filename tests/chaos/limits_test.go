@@ -47,7 +47,7 @@ func TestLimits(t *testing.T) {
 		// In full flow at both hosts, the homes of which are not known.
 		s.waitTaken((c + 1) * n / 8)
 		victim := w.Service("delivery", c)
-		victim.Kill()
+		s.strike(victim.Kill)
 		s.restart(victim)
 	}
 	l.finish(t)

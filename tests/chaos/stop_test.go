@@ -47,7 +47,7 @@ func TestStoppedWorker(t *testing.T) {
 	var at time.Time
 	s.wave("stopped-", messages(t), func() {
 		at = time.Now()
-		victim.Process().Signal(syscall.SIGSTOP)
+		s.strike(func() { victim.Process().Signal(syscall.SIGSTOP) })
 	})
 	s.WaitIdle(t, drained) // without it
 	s.wantTakenOver("stop of "+victim.String(), at)
