@@ -229,7 +229,8 @@ func parseSubcode(text string) (uint16, bool) {
 }
 
 // safeText returns text as it may go to a log line, a report or the
-// database: control characters become spaces, invalid UTF-8 becomes U+FFFD.
+// database: control characters, and those that turn the direction of what
+// follows, become spaces; invalid UTF-8 becomes U+FFFD.
 func safeText(text string) string {
 	clean := true
 	for i := range len(text) {
@@ -242,7 +243,7 @@ func safeText(text string) string {
 		return text
 	}
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) || c == '\u2028' || c == '\u2029' {
+		if unicode.IsControl(c) || unicode.Is(unicode.Bidi_Control, c) || c == '\u2028' || c == '\u2029' {
 			return ' '
 		}
 		return c

@@ -93,6 +93,21 @@ func TestReadReply(t *testing.T) {
 }
 
 // Replies of a pipelined group come in one block and are read one by one.
+// What a reply says goes to logs and terminals: nothing in it moves the cursor
+// or turns the direction of what follows.
+func TestReplyTextIsSafe(t *testing.T) {
+	const bad = "a\x1b[31m\x9b2J\u009b31m\x00\u2028b\u2029\u202e\u202d\u2066\u200f\u061c\x08\x7f\r c\u0436\u00fc"
+	reply, err := ReadReply(bufio.NewReader(strings.NewReader("550-5.7.1 " + bad + "\r\n550 5.7.1 " + bad + "\r\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range reply.Lines {
+		if line != "a [31m\ufffd2J 31m  b          c\u0436\u00fc" {
+			t.Errorf("%q", line)
+		}
+	}
+}
+
 func TestReadReplyGroup(t *testing.T) {
 	r := bufio.NewReader(strings.NewReader("250 2.1.0 ok\r\n550-5.1.1 no\r\n550 5.1.1 user\r\n354 go\r\n"))
 	for _, want := range []int{250, 550, 354} {
