@@ -47,7 +47,7 @@ func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
 // as for those of SMTP.
 func newHTTP(cfg httpd.Config, smtp smtpd.Config, committer *commit.Committer, keeper *access.Keeper, room *spool.Spool) (*httpd.Server, error) {
 	cfg.Hostname = smtp.Hostname
-	cfg.MaxMessageBytes = smtp.MaxMessageBytes
+	cfg.MaxMessageBytes, cfg.MendLines = smtp.MaxMessageBytes, smtp.MendLines
 	cfg.MaxRecipients = smtp.MaxRecipients
 	cfg.DrainTimeout = smtp.DrainTimeout
 	cfg.Lifetime = smtp.Lifetime

@@ -259,6 +259,58 @@ var law = []struct {
 	{name: "two Sender", content: own + "Sender: app@acme.example\r\nSender:\r\n\r\n", refused: "at most one Sender", network: own + "Sender: app@acme.example\r\nSender:\r\n\r\n"},
 }
 
+// mended are messages with a line of more than 998 octets, which SMTP and HTTP
+// encode or refuse alike.
+var mended = []struct{ name, content, begins, refused string }{
+	{"text", own + "Content-Type: text/html charset=utf-8\r\n\r\n<p>" + strings.Repeat("word ", 300) + "\r\n", own + "Content-Type: text/html charset=utf-8\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<p>word", ""},
+	{"a list of addresses", own + "Cc: " + strings.Repeat("d@example.org,", 100) + "e@example.org\r\n\r\n", own + "Cc:\r\n d@example.org,d@example.org", ""},
+	{"a word", own + "Subject: " + strings.Repeat("x", 1500) + "\r\n\r\n", own + "Subject: =?utf-8?B?", ""},
+	{"behind an mbox line", "From app Mon Nov 14 23:42:00 2016\r\n" + own + "\r\n" + strings.Repeat("word ", 300) + "\r\n", own + "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\n", ""},
+	{"signed", "DKIM-Signature: v=1\r\n" + own + "\r\n" + strings.Repeat("word ", 300) + "\r\n", "", "signed content"},
+	{"for programs", own + "Content-ID: <" + strings.Repeat("x", 1500) + "@x>\r\n\r\n", "", "too long"},
+}
+
+func TestLongLines(t *testing.T) {
+	h := openHouse(t, nil)
+	for _, c := range mended {
+		for _, door := range h.doors() {
+			t.Run(c.name+"/"+door.name, func(t *testing.T) {
+				h.t = t
+				id, refusal := door.put(c.content)
+				if c.refused != "" || door.name == "SQL" {
+					if id != "" || !strings.Contains(refusal, c.refused) && door.name != "SQL" {
+						t.Fatalf("accepted %q, refused %q, want %q", id, refusal, c.refused)
+					}
+					return
+				}
+				if id == "" {
+					t.Fatal(refusal)
+				}
+				_, got := h.relayed(id)
+				if !strings.HasPrefix(got, c.begins) {
+					t.Errorf("relayed as %.300q, want %q", got, c.begins)
+				}
+				for line := range strings.SplitSeq(got, "\r\n") {
+					if len(line) > 998 {
+						t.Errorf("a line of %d octets", len(line))
+					}
+				}
+			})
+		}
+	}
+	h.t = t
+	// What is too large to be held in memory is refused, wherever the line is.
+	small := strings.Repeat(strings.Repeat("x", 70)+"\r\n", 20000)
+	for content, want := range map[string]string{
+		own + "\r\n" + strings.Repeat("x", 999) + "\r\n" + small: "line 3: more than 998 octets",
+		own + "\r\n" + small + strings.Repeat("x", 999) + "\r\n": "line 20003: more than 998 octets",
+	} {
+		if id, refusal := h.http(content); id != "" || !strings.Contains(refusal, want) {
+			t.Errorf("accepted %q, refused %q, want %q", id, refusal, want)
+		}
+	}
+}
+
 const own = "From: Acme <app@acme.example>\r\n"
 
 // TestLaw: a message has the same fate whichever way it comes in.

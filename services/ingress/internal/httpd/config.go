@@ -22,6 +22,7 @@ type Config struct {
 
 	// What ingress has for all its clients.
 	Hostname        string                          `ignored:"true"`
+	MendLines       bool                            `ignored:"true"`
 	MaxMessageBytes int64                           `ignored:"true"`
 	MaxRecipients   int                             `ignored:"true"`
 	DrainTimeout    time.Duration                   `ignored:"true"`

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/postrider/postrider/pkg/mail"
+	"github.com/postrider/postrider/services/ingress/internal/mend"
 	"github.com/postrider/postrider/services/ingress/internal/spool"
 	law "github.com/postrider/postrider/services/ingress/internal/submission"
 )
@@ -33,12 +35,16 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 	defer buf.Close()
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s\n%s\n", rawType, q.http.URL.RawQuery) // a hash takes everything
-	in := &wholeMessage{in: io.TeeReader(body, sum)}
+	in := &wholeMessage{in: io.TeeReader(body, sum), mends: q.s.cfg.MendLines}
 	size, err := receive(buf, in)
 	if err != nil {
 		return nil, err
 	}
-	if buf.Spilled() {
+	if in.long > 0 {
+		if err := toMend(buf, in, size); err != nil {
+			return nil, err
+		}
+	} else if buf.Spilled() {
 		end, err := q.turn()
 		if err != nil {
 			return nil, err
@@ -64,6 +70,16 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 	sub := q.submission(e, recipients)
 	sub.TLSOptional = h.TLSOptional
 	head := h.AppendMissing(q.s.appendReceived(nil, sub), &sub.Submission, q.s.cfg.Hostname)
+	if in.long > 0 {
+		mended, err := q.mend(in, append(h.AppendKept(nil, buf.Content()), buf.Content()[h.End:]...))
+		if err != nil {
+			return nil, err
+		}
+		sub.Content = append(head, mended...)
+		sub.SizeBytes = int64(len(sub.Content))
+		sub.has8Bit(in.eightBit)
+		return q.accept([]*submission{sub}, sum.Sum(nil))
+	}
 	head = h.AppendKept(head, buf.Content())
 	buf.Cut([]spool.Span{{To: h.End}})
 	sub.SizeBytes = int64(len(head)) + size - int64(h.End)
@@ -76,6 +92,36 @@ func (q *request) takeRaw(body *timed) (*result, error) {
 	}
 	sub.Content = append(head, buf.Content()...)
 	return q.accept([]*submission{sub}, sum.Sum(nil))
+}
+
+// toMend brings content that has too long lines into memory, if that is not
+// too much.
+func toMend(buf *spool.Buffer, in *wholeMessage, size int64) error {
+	if size > largeContent {
+		in.number = in.long - 1
+		return in.refuse(tooLong)
+	}
+	whole, err := buf.Whole()
+	switch {
+	case err != nil:
+		return fmt.Errorf("content not read back: %w", err)
+	case !whole:
+		return errMemory
+	}
+	return nil
+}
+
+// mend encodes what has too long lines.
+func (q *request) mend(in *wholeMessage, content []byte) ([]byte, error) {
+	if err := q.memory.take(int64(4 * len(content))); err != nil { // more than it can become
+		return nil, err
+	}
+	mended, err := mend.Lines(content)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: fmt.Sprintf("line %d: %s", in.long, err)})
+	}
+	slog.Info("long lines encoded", "client", client(q.http), "size_bytes", len(mended))
+	return mended, nil
 }
 
 func (s *submission) has8Bit(eightBit bool) {
@@ -211,9 +257,11 @@ func (q *request) envelopeOf(query string) (e envelope, recipients []address, re
 }
 
 // wholeMessage passes a message on and checks each octet: lines end with CRLF
-// and are at most 998 octets long, and there is no NUL (RFC 5322 §2.1.1,
-// §2.3). A last line without an end gets one.
+// and are at most 998 octets long, unless they will be mended, and there is no
+// NUL (RFC 5322 §2.1.1, §2.3). A last line without an end gets one.
 type wholeMessage struct {
+	mends    bool
+	long     int // number of the first line that is to be mended, from 1
 	in       io.Reader
 	eightBit bool
 	line     int // octets of the line so far
@@ -254,6 +302,8 @@ func (w *wholeMessage) refuse(fault string) error {
 	return refuse(http.StatusBadRequest, "the message cannot be sent as it is", Fault{Detail: fmt.Sprintf("line %d: %s", w.number+1, fault)})
 }
 
+const tooLong = "more than 998 octets"
+
 const bareNewline = "bare CR or LF; lines end with CR LF"
 
 func (w *wholeMessage) octet(c byte) string {
@@ -271,8 +321,11 @@ func (w *wholeMessage) octet(c byte) string {
 		return "NUL"
 	}
 	w.eightBit = w.eightBit || c >= 0x80
-	if w.line++; w.line > maxLine {
-		return "more than 998 octets"
+	if w.line++; w.line > maxLine && w.long == 0 {
+		if !w.mends {
+			return tooLong
+		}
+		w.long = w.number + 1
 	}
 	return ""
 }

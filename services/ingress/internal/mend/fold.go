@@ -20,7 +20,11 @@ func fold(field []byte) []byte {
 	name, value, _ := strings.Cut(string(field), ":")
 	switch name = strings.ToLower(strings.TrimRight(name, " \t")); {
 	case compose.IsList(name):
-		return breakLines(folded, behindComma)
+		return breakLines(folded, behindAddress)
+	case strings.HasPrefix(name, "list-"): // RFC 2369 §2: white space in the brackets is nothing
+		return breakLines(folded, inBrackets)
+	case name == "thread-index": // base64
+		return breakLines(folded, func(line []byte) int { return len(line) })
 	case name == "references", name == "in-reply-to":
 		return breakLines(folded, betweenIDs)
 	case name == "subject", name == "comments", name == "content-description", strings.HasPrefix(name, "x-") && !strings.Contains(name, "signature"):
@@ -59,9 +63,10 @@ func breakLines(field []byte, at func(line []byte) int) []byte {
 
 func beforeBlank(line []byte) int { return bytes.LastIndexAny(line[1:], " \t") + 1 }
 
-// behindComma returns the end of the last comma between addresses. A quote or
-// a parenthesis that does not end in the line has what follows it together.
-func behindComma(line []byte) (at int) {
+// behindAddress returns the end of the last comma between addresses, or of what
+// some write for it. A quote or a parenthesis that does not end in the line has
+// what follows it together.
+func behindAddress(line []byte) (at int) {
 	quoted, depth := false, 0
 	for i := 0; i < len(line); i++ {
 		switch c := line[i]; {
@@ -74,11 +79,19 @@ func behindComma(line []byte) (at int) {
 			depth++
 		case c == ')' && depth > 0:
 			depth--
-		case c == ',' && depth == 0:
+		case (c == ',' || c == ';') && depth == 0:
 			at = i + 1
 		}
 	}
 	return at
+}
+
+// inBrackets returns the last place between angle brackets.
+func inBrackets(line []byte) int {
+	if open, end := bytes.LastIndexByte(line, '<'), bytes.LastIndexByte(line, '>'); open < end {
+		return end
+	}
+	return len(line)
 }
 
 // betweenIDs returns where the last identifier begins: RFC 5322 §3.6.4.

@@ -142,10 +142,8 @@ func (m *mender) multipart(dst []byte, e entity, boundary string) ([]byte, error
 			switch {
 			case inside:
 				dst, err = m.entity(dst, parse(piece), false)
-			case long(piece): // preamble or epilogue
-				err = ErrShape
-			default:
-				dst = append(dst, piece...)
+			default: // preamble or epilogue, which no reader shows
+				dst, err = m.comment(dst, piece)
 			}
 			if err != nil {
 				return nil, err
@@ -169,6 +167,19 @@ func (m *mender) multipart(dst []byte, e entity, boundary string) ([]byte, error
 		at = end
 	}
 	return append(dst, e.body[part:]...), nil
+}
+
+// comment appends what stands before or behind the parts of a multipart, its
+// long lines broken anywhere.
+func (m *mender) comment(dst, piece []byte) ([]byte, error) {
+	if !long(piece) {
+		return append(dst, piece...), nil
+	}
+	broken := breakLines(piece, func(line []byte) int { return len(line) })
+	if m.delimits(broken) {
+		return nil, ErrShape
+	}
+	return append(dst, broken...), nil
 }
 
 // delimits reports whether a line of an encoded body would be taken for a
@@ -219,7 +230,7 @@ func rewrapQuoted(body []byte) []byte {
 // rewrapBase64 gives encoded content lines of the usual length; nil: it is
 // not base64.
 func rewrapBase64(body []byte, top bool) []byte {
-	joined := bytes.ReplaceAll(body, crlf, nil)
+	joined := bytes.Join(bytes.Fields(body), nil)
 	for _, c := range joined {
 		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && c != '+' && c != '/' && c != '=' {
 			return nil

@@ -59,38 +59,40 @@ func TestLines(t *testing.T) {
 		want []string // what must be in the result
 		err  error
 	}{
-		"nothing to do":         {in: "Subject: a\r\n\r\nb\r\n"},
-		"no MIME":               {in: "Subject: a\r\n\r\n" + x + "\r\n", want: []string{"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\nContent-Transfer-Encoding: quoted-printable\r\n"}},
-		"no MIME, UTF-8":        {in: "Subject: a\r\n\r\n\xc3\xa9" + x + "\r\n", want: []string{"charset=utf-8", "=C3=A9"}},
-		"no MIME, other":        {in: "Subject: a\r\n\r\n\xe9" + x + "\r\n", want: []string{"charset=unknown-8bit", "=E9"}},
-		"8bit":                  {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>\xc3\xa9" + x + "\r\n", want: []string{"MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Type: text/html"}},
-		"no text":               {in: "MIME-Version: 1.0\r\nContent-Type: application/json\r\n\r\n" + x + "\r\n", want: []string{"Content-Transfer-Encoding: base64\r\n"}},
-		"quoted already":        {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n" + strings.Repeat("=3D", 400) + "\r\n"},
-		"base64 already":        {in: "MIME-Version: 1.0\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + strings.Repeat("AAAA", 300) + "\r\n"},
-		"no base64":             {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n\r\n!" + x + "\r\n", err: ErrShape},
-		"uuencode":              {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n" + x + "\r\n", err: ErrShape},
-		"one part of two":       {in: two + "Content-Type: text/html\r\n\r\n" + x + "\r\n\r\n--b--\r\nepilogue\r\n", want: []string{"preamble", "untouched =3D\r\n--b\r\n", "\r\n--b--\r\nepilogue\r\n"}},
-		"a part without fields": {in: two + "\r\n" + x + "\r\n--b--\r\n"},
-		"a file":                {in: two + "Content-Type: text/csv-x\r\nContent-Disposition: attachment\r\n\r\n" + x + "\r\n--b--"},
-		"a delimiter in a line": {in: two + "\r\n" + strings.Repeat(strings.Repeat("y", 75)+"--b", 20) + "\r\n--b--\r\n"},
-		"nested":                {in: two + "Content-Type: multipart/alternative; boundary=\"b2\"\r\n\r\n--b2\r\n\r\n" + x + "\r\n--b2--\r\n\r\n--b--\r\n"},
-		"message":               {in: two + "Content-Type: message/rfc822\r\n\r\nSubject: y\r\n\r\n" + x + "\r\n--b--\r\n"},
-		"signed":                {in: "DKIM-Signature: v=1\r\n\r\n" + x + "\r\n", err: ErrSigned},
-		"signed, fits":          {in: "DKIM-Signature: v=1\r\n\r\nx\r\n"},
-		"sealed":                {in: "arc-message-signature: i=1\r\n\r\n" + x + "\r\n", err: ErrSigned},
-		"signed message inside": {in: two + "Content-Type: message/rfc822\r\n\r\nDKIM-Signature: v=1\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrSigned},
-		"signed part":           {in: "Content-Type: multipart/signed; boundary=b\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrSigned},
-		"beside a signed part":  {in: two + "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nx\r\n--s--\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", want: []string{"--s\r\n\r\nx\r\n--s--\r\n"}},
-		"digest":                {in: "Content-Type: multipart/digest; boundary=b\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrShape},
-		"preamble":              {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + x + "\r\n--b\r\n\r\nx\r\n--b--\r\n", err: ErrShape},
-		"epilogue":              {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n" + x + "\r\n", err: ErrShape},
-		"no boundary":           {in: "Content-Type: multipart/mixed\r\n\r\n" + x + "\r\n", err: ErrShape},
-		"no media type":         {in: "Content-Type: ;\r\n\r\n" + x + "\r\n", want: []string{"Content-Transfer-Encoding: quoted-printable\r\n"}},
-		"two boundaries":        {in: "Content-Type: multipart/mixed; boundary=b; boundary=c\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrShape},
-		"a field":               {in: "References: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", want: []string{"\r\n <1@"}},
-		"a field of one word":   {in: "Subject: " + x + "\r\n\r\nx\r\n", want: []string{"Subject: =?utf-8?B?", "\r\n =?utf-8?B?"}},
-		"a field for programs":  {in: "Content-ID: <" + x + "@x>\r\n\r\nx\r\n", err: ErrShape},
-		"a signed field":        {in: "DKIM-Signature: v=1\r\nReferences: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", err: ErrSigned},
+		"nothing to do":          {in: "Subject: a\r\n\r\nb\r\n"},
+		"no MIME":                {in: "Subject: a\r\n\r\n" + x + "\r\n", want: []string{"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\nContent-Transfer-Encoding: quoted-printable\r\n"}},
+		"no MIME, UTF-8":         {in: "Subject: a\r\n\r\n\xc3\xa9" + x + "\r\n", want: []string{"charset=utf-8", "=C3=A9"}},
+		"no MIME, other":         {in: "Subject: a\r\n\r\n\xe9" + x + "\r\n", want: []string{"charset=unknown-8bit", "=E9"}},
+		"8bit":                   {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>\xc3\xa9" + x + "\r\n", want: []string{"MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Type: text/html"}},
+		"no text":                {in: "MIME-Version: 1.0\r\nContent-Type: application/json\r\n\r\n" + x + "\r\n", want: []string{"Content-Transfer-Encoding: base64\r\n"}},
+		"quoted already":         {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n" + strings.Repeat("=3D", 400) + "\r\n"},
+		"base64 already":         {in: "MIME-Version: 1.0\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + strings.Repeat("AAAA", 300) + "\r\n"},
+		"base64 with blanks":     {in: "MIME-Version: 1.0\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + strings.Repeat("AAAA \t", 300) + "\r\n", want: []string{"\r\n\r\nAAAAAAAA"}},
+		"no base64":              {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n\r\n!" + x + "\r\n", err: ErrShape},
+		"uuencode":               {in: "MIME-Version: 1.0\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n" + x + "\r\n", err: ErrShape},
+		"one part of two":        {in: two + "Content-Type: text/html\r\n\r\n" + x + "\r\n\r\n--b--\r\nepilogue\r\n", want: []string{"preamble", "untouched =3D\r\n--b\r\n", "\r\n--b--\r\nepilogue\r\n"}},
+		"a part without fields":  {in: two + "\r\n" + x + "\r\n--b--\r\n"},
+		"a file":                 {in: two + "Content-Type: text/csv-x\r\nContent-Disposition: attachment\r\n\r\n" + x + "\r\n--b--"},
+		"a delimiter in a line":  {in: two + "\r\n" + strings.Repeat(strings.Repeat("y", 75)+"--b", 20) + "\r\n--b--\r\n"},
+		"nested":                 {in: two + "Content-Type: multipart/alternative; boundary=\"b2\"\r\n\r\n--b2\r\n\r\n" + x + "\r\n--b2--\r\n\r\n--b--\r\n"},
+		"message":                {in: two + "Content-Type: message/rfc822\r\n\r\nSubject: y\r\n\r\n" + x + "\r\n--b--\r\n"},
+		"signed":                 {in: "DKIM-Signature: v=1\r\n\r\n" + x + "\r\n", err: ErrSigned},
+		"signed, fits":           {in: "DKIM-Signature: v=1\r\n\r\nx\r\n"},
+		"sealed":                 {in: "arc-message-signature: i=1\r\n\r\n" + x + "\r\n", err: ErrSigned},
+		"signed message inside":  {in: two + "Content-Type: message/rfc822\r\n\r\nDKIM-Signature: v=1\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrSigned},
+		"signed part":            {in: "Content-Type: multipart/signed; boundary=b\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrSigned},
+		"beside a signed part":   {in: two + "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nx\r\n--s--\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", want: []string{"--s\r\n\r\nx\r\n--s--\r\n"}},
+		"digest":                 {in: "Content-Type: multipart/digest; boundary=b\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrShape},
+		"preamble":               {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + x + "\r\n--b\r\n\r\nx\r\n--b--\r\n"},
+		"preamble that delimits": {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--b ", 400) + "\r\n--b\r\n\r\nx\r\n--b--\r\n", err: ErrShape},
+		"epilogue":               {in: "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n" + x + "\r\n"},
+		"no boundary":            {in: "Content-Type: multipart/mixed\r\n\r\n" + x + "\r\n", err: ErrShape},
+		"no media type":          {in: "Content-Type: ;\r\n\r\n" + x + "\r\n", want: []string{"Content-Transfer-Encoding: quoted-printable\r\n"}},
+		"two boundaries":         {in: "Content-Type: multipart/mixed; boundary=b; boundary=c\r\n\r\n--b\r\n\r\n" + x + "\r\n--b--\r\n", err: ErrShape},
+		"a field":                {in: "References: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", want: []string{"\r\n <1@"}},
+		"a field of one word":    {in: "Subject: " + x + "\r\n\r\nx\r\n", want: []string{"Subject: =?utf-8?B?", "\r\n =?utf-8?B?"}},
+		"a field for programs":   {in: "Content-ID: <" + x + "@x>\r\n\r\nx\r\n", err: ErrShape},
+		"a signed field":         {in: "DKIM-Signature: v=1\r\nReferences: " + strings.Repeat("<1@example.com> ", 100) + "\r\n\r\nx\r\n", err: ErrSigned},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Lines([]byte(c.in))
@@ -111,7 +113,7 @@ func TestLines(t *testing.T) {
 					t.Errorf("no %q in %q", want, got)
 				}
 			}
-			if name == "message" { // decoded by its reader, not here
+			if name == "message" || name == "base64 with blanks" { // which readers decode, and this one does not
 				return
 			}
 			before, after := leaves(t, []byte(c.in)), leaves(t, got)
@@ -163,6 +165,9 @@ func TestFold(t *testing.T) {
 	list := strings.Repeat("\"a, b\" <a@acme.example>,b@acme.example (c, d),", 60) + "end@acme.example"
 	for field, want := range map[string]string{ // want: how it reads, without white space and decoded
 		"To: " + list: list,
+		"Reply-To: " + strings.Repeat("a@acme.example;", 100) + "b@acme.example":        strings.Repeat("a@acme.example;", 100) + "b@acme.example",
+		"List-Unsubscribe: <mailto:u@acme.example>,<https://acme.example/?t=" + x + ">": "<mailto:u@acme.example>,<https://acme.example/?t=" + x + ">",
+		"Thread-Index: " + x: x,
 		"Cc: " + strings.Repeat("a@acme.example,", 100) + "b@acme.example": strings.Repeat("a@acme.example,", 100) + "b@acme.example",
 		"References: " + strings.Repeat("<1@acme.example>", 100):           strings.Repeat("<1@acme.example>", 100),
 		"Subject: " + x: x,
