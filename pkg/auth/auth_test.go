@@ -184,6 +184,13 @@ func TestMatch(t *testing.T) {
 		{auth.Patterns{"example.net", "example.com"}, "a@example.com", true},
 		{auth.Patterns{"example.com"}, "@example.com", false},
 		{auth.Patterns{"[192.0.2.1]"}, "a@[192.0.2.1]", true},
+		{auth.Patterns{`"a b"@example.com`}, `"A b"@example.com`, true},
+		{auth.Patterns{`"a b"@example.com`}, `"a\ b"@example.com`, true},
+		{auth.Patterns{`"a b"@example.com`}, `"a  b"@example.com`, false},
+		{auth.Patterns{`"ab"@example.com`}, `ab@example.com`, true},
+		{auth.Patterns{`ab@example.com`}, `"ab"@example.com`, true},
+		{auth.Patterns{`ab@example.com`}, `"ab" @example.com`, false},
+		{auth.Patterns{`"a@b"@example.com`}, `"a@b"@example.com`, true},
 	} {
 		if got := c.patterns.Match(c.address); got != c.want {
 			t.Errorf("%q matches %q: %v, want %v", c.patterns, c.address, got, c.want)

@@ -76,6 +76,8 @@ func TestRefused(t *testing.T) {
 		{"foreign from", `{"from": {"address": "a@example.net"}, "to": [{"address": "b@example.org"}], "reverse_path": "a@example.com"}`, 403, []string{"#/from/address"}},
 		{"zero width space", `{"from": {"address": "a@example.com"}, "to": [{"address": "ann\u200b@example.org"}]}`, 400, []string{"#/to/0/address"}},
 		{"no-break space", `{"from": {"address": "a@example.com"}, "to": [{"address": "ann\u00a0@example.org"}]}`, 400, []string{"#/to/0/address"}},
+		{"foreign address in the name", `{"from": {"address": "a@example.com", "name": "CEO <ceo@example.net>"}, "to": [{"address": "b@example.org"}]}`, 403, []string{"#/from/name"}},
+		{"foreign address in the sender's name", with(`"sender": {"address": "a@example.com", "name": "<ceo@example.net>"}`), 403, []string{"#/sender/name"}},
 		{"foreign sender", with(`"reverse_path": "a@example.com", "sender": {"address": "ceo@example.net"}`), 403, []string{"#/sender/address"}},
 		{"foreign reverse-path", with(`"reverse_path": "a@example.net"`), 403, []string{"#/reverse_path"}},
 		{"too many recipients", `{"from": {"address": "a@example.com"}, "to": [` + strings.TrimSuffix(strings.Repeat(`{"address": "b@example.org"},`, 1001), ",") + `]}`, 400, []string{"#/to"}},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/compose"
+	law "github.com/postrider/postrider/services/ingress/internal/submission"
 )
 
 const (
@@ -243,6 +244,17 @@ func (q *request) mayName(c *checker) error {
 	}
 	if c.base.Sender != nil && !q.id.MayFrom(c.base.Sender.Address) {
 		f.add(at("sender/address"), "the credential may not send from this address")
+	}
+	for _, box := range []struct {
+		member string
+		shown  *compose.Mailbox
+	}{{"from", &c.base.From}, {"sender", c.base.Sender}} {
+		if box.shown == nil {
+			continue
+		}
+		if stranger := law.Stranger(box.shown.Name, q.id.MayFrom); stranger != "" {
+			f.add(at("%s/name", box.member), fmt.Sprintf("the name has %+.100q, and the credential may not send from this address", stranger))
+		}
 	}
 	if !q.id.MayReversePath(c.envelope.reversePath.path()) {
 		f.add(at("reverse_path"), "the credential may not send with this reverse-path")

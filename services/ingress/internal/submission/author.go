@@ -17,17 +17,13 @@ import (
 // some reader could find in these fields and in Resent-From, Resent-Sender
 // must be one of the client's. Errors: *Refusal.
 func (h *Header) Authorize(may func(addresses ...string) bool) error {
-	count := map[string]int{}
-	for _, a := range h.authors {
-		count[strings.ToLower(a.name)]++
-	}
-	switch {
-	case count["from"] == 0:
+	switch from, sender := h.count("From"), h.count("Sender"); {
+	case from == 0:
 		return refuse(NoAuthor, "need one From field, and there is none")
-	case count["from"] > 1:
-		return refuse(NoAuthor, "need one From field, and there are %d", count["from"])
-	case count["sender"] > 1:
-		return refuse(NoAuthor, "need at most one Sender field, and there are %d", count["sender"])
+	case from > 1:
+		return refuse(NoAuthor, "need one From field, and there are %d", from)
+	case sender > 1:
+		return refuse(NoAuthor, "need at most one Sender field, and there are %d", sender)
 	}
 	for _, a := range h.authors {
 		found, why := addresses(a.value)
@@ -46,6 +42,16 @@ func (h *Header) Authorize(may func(addresses ...string) bool) error {
 	return nil
 }
 
+// count returns how many fields of the name there are.
+func (h *Header) count(name string) (n int) {
+	for _, a := range h.authors {
+		if strings.EqualFold(a.name, name) {
+			n++
+		}
+	}
+	return n
+}
+
 // Author returns the address that reports go to when the client names none:
 // that of Sender, else the first of From. "" if there is none.
 func (h *Header) Author() string {
@@ -61,6 +67,22 @@ func (h *Header) Author() string {
 				return found[len(found)-1] // the one in angle brackets stands behind the name
 			}
 		}
+	}
+	return ""
+}
+
+// Stranger returns the address in angle brackets, if there is one in a display
+// name, that is not one of the client's; or the name, if it cannot be told.
+func Stranger(name string, may func(addresses ...string) bool) string {
+	s := &scan{}
+	s.read(name, quoted)
+	for _, address := range s.found {
+		if !may(address) {
+			return address
+		}
+	}
+	if s.why != "" {
+		return name
 	}
 	return ""
 }
@@ -90,17 +112,25 @@ func addresses(value string) (found []string, why string) {
 	if len(value) > maxAuthor {
 		return nil, fmt.Sprintf("longer than %d octets", maxAuthor)
 	}
-	value = strings.NewReplacer("\uff20", "@", "\ufe6b", "@").Replace(value) // which some normalise
+	if !isASCII(value) {
+		value = widened.Replace(value)
+	}
+	s := &scan{}
+	s.read(value, text)
+	s.decode(value)
+	if len(s.found) == 1 && strings.Count(value, "@") == 1 {
+		return s.found, s.why // the grammar can find no other
+	}
 	if boxes, err := strict.ParseList(value); err == nil {
 		for _, box := range boxes {
 			found = append(found, requote(box.Address))
 		}
 	}
-	s := &scan{}
-	s.read(value, text)
-	s.decode(value)
 	return append(found, s.found...), s.why
 }
+
+// widened are the characters that some readers take for an "@".
+var widened = strings.NewReplacer("\uff20", "@", "\ufe6b", "@")
 
 // What is looked at: more is no field that anybody wrote.
 const (
@@ -317,6 +347,9 @@ var (
 // decode looks at what encoded-words say, as readers do who begin with that.
 // It is a name, unless it makes a list or angle brackets.
 func (s *scan) decode(value string) {
+	if !strings.Contains(value, "=?") {
+		return
+	}
 	for _, run := range encodedWords.FindAllStringIndex(value, -1) {
 		before, behind := strings.TrimRight(value[:run[0]], " \t"), value[run[1]:]
 		if strings.HasSuffix(before, "@") || strings.HasPrefix(behind, "@") {
@@ -335,7 +368,7 @@ func (s *scan) decode(value string) {
 				b.WriteString(decodeQ(word[3]))
 			}
 		}
-		said := strings.NewReplacer("\r", " ", "\n", " ", "\x00", "", "\uff20", "@", "\ufe6b", "@").Replace(b.String())
+		said := widened.Replace(strings.NewReplacer("\r", " ", "\n", " ", "\x00", "").Replace(b.String()))
 		alone := behind == "" || strings.ContainsAny(behind[:1], ",;:>") || before != "" && strings.ContainsAny(before[len(before)-1:], "<,;:")
 		if alone || strings.ContainsAny(said, "<>,;:") {
 			s.read(said, text)

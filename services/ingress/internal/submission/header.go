@@ -336,9 +336,9 @@ func printable(text string) string {
 	}, strings.ToValidUTF8(text, "?"))
 }
 
-func isASCII(text []byte) bool {
-	for _, c := range text {
-		if c >= utf8.RuneSelf {
+func isASCII[T ~string | ~[]byte](text T) bool {
+	for i := range len(text) {
+		if text[i] >= utf8.RuneSelf {
 			return false
 		}
 	}
