@@ -2,9 +2,11 @@ package bus
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -429,6 +431,8 @@ func TestRoutesAreSharedInAFrame(t *testing.T) {
 func TestDecodeRefuses(t *testing.T) {
 	id := mail.NewQueueID()
 	message := &pb.Message{QueueId: id[:]}
+	someHost := []*pb.Host{{Name: "x", Port: 25, Addresses: [][]byte{{192, 0, 2, 1}}}}
+	ready := func(r *pb.Route) *pb.ReadyFrame { return &pb.ReadyFrame{Routes: []*pb.Route{r}} }
 	for _, c := range []struct {
 		name  string
 		frame proto.Message
@@ -444,6 +448,20 @@ func TestDecodeRefuses(t *testing.T) {
 		{"port", &pb.ReadyFrame{Routes: []*pb.Route{{Hosts: []*pb.Host{{Port: 65536}}}}}, "port"},
 		{"preference", &pb.ReadyFrame{Routes: []*pb.Route{{Hosts: []*pb.Host{{Preference: 65536}}}}}, "preference"},
 		{"address", &pb.ReadyFrame{Routes: []*pb.Route{{Hosts: []*pb.Host{{Addresses: [][]byte{{1, 2, 3}}}}}}}, "address"},
+		{"no site", ready(&pb.Route{Hosts: someHost}), "no site"},
+		{"no hosts", ready(&pb.Route{Site: "s"}), "no hosts"},
+		{"host without address", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Name: "x", Port: 25}}}), "no address"},
+		{"empty address", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Name: "x", Port: 25, Addresses: [][]byte{{}}}}}), "empty address"},
+		{"port 0", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Name: "x", Addresses: [][]byte{{192, 0, 2, 1}}}}}), "port 0"},
+		{"host without name", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Port: 25, Addresses: [][]byte{{192, 0, 2, 1}}}}}), "no name"},
+		{"host with a control", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Name: "x\r\n", Port: 25, Addresses: [][]byte{{192, 0, 2, 1}}}}}), "no name"},
+		{"very long site", ready(&pb.Route{Site: strings.Repeat("a", 200_000), Hosts: someHost}), "200000 octets"},
+		{"more hosts than there are", ready(&pb.Route{Site: "s", Hosts: slices.Repeat(someHost, 257)}), "257 hosts"},
+		{"more addresses than there are", ready(&pb.Route{Site: "s", Hosts: []*pb.Host{{Name: "x", Port: 25, Addresses: slices.Repeat([][]byte{{192, 0, 2, 1}}, 65)}}}), "65 addresses"},
+		{"a command in the reverse-path", &pb.QueuedFrame{Messages: []*pb.QueuedMessage{{Message: &pb.Message{QueueId: id[:], Envelope: &pb.Envelope{ReversePath: "a\r\nRCPT TO:<x@y>"}}}}}, "reverse-path"},
+		{"a command in a forward-path", &pb.QueuedFrame{Messages: []*pb.QueuedMessage{{Message: message, Recipients: []*pb.Recipient{{RecipientNo: 1, ForwardPath: "a@b\nDATA"}}}}}, "forward-path"},
+		{"size below zero", &pb.QueuedFrame{Messages: []*pb.QueuedMessage{{Message: &pb.Message{QueueId: id[:], SizeBytes: -1}}}}, "size"},
+		{"attempt below zero", &pb.QueuedFrame{Messages: []*pb.QueuedMessage{{Message: message, Recipients: []*pb.Recipient{{RecipientNo: 1, ForwardPath: "a@b", Attempt: -1}}}}}, "attempt -1"},
 		{"failed id", &pb.FailedFrame{QueueIds: [][]byte{{1}}}, "1 octets"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -463,6 +481,18 @@ func TestDecodeRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
 		})
+	}
+}
+
+// What is wrong in a frame does not take what is right with it.
+func TestDecodeLeavesOut(t *testing.T) {
+	good := &mail.DeliveryRequest{Message: fullMessage(), Route: fullRoute(), Recipients: []mail.Pending{fullPending(1)}}
+	bad := *good
+	bad.Route = &mail.Route{Site: "nowhere"}
+	frame := collect(t, fillReady([]*mail.DeliveryRequest{&bad, good, &bad}))[0]
+	got, err := decodeReady(nil, frame)
+	if !errors.Is(err, undecodable) || len(got) != 1 || !reflect.DeepEqual(got[0], good) {
+		t.Errorf("%d requests, %v, want the good one and an error", len(got), err)
 	}
 }
 
