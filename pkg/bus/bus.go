@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -231,6 +232,9 @@ func (b *Bus) disconnected(err error) {
 
 // notConnected is told why an attempt to connect failed.
 func (b *Bus) notConnected(err error) {
+	if errors.Is(err, nats.ErrNoServers) {
+		return // it says nothing, and the next attempt will
+	}
 	b.mu.Lock()
 	news := b.unmet == nil || b.unmet.Error() != err.Error()
 	b.unmet = err
@@ -268,7 +272,7 @@ func (b *Bus) newTrouble(up bool, why error) bool {
 		return false
 	}
 	text := why.Error()
-	if errors.Is(why, errNotYet) || text == b.logged || b.logged != "" && time.Since(b.loggedAt) < sayEvery {
+	if errors.Is(why, errNotYet) || strings.EqualFold(text, b.logged) || b.logged != "" && time.Since(b.loggedAt) < sayEvery {
 		return false
 	}
 	b.logged, b.loggedAt = text, time.Now()

@@ -158,7 +158,7 @@ func TestTroubleIsLogged(t *testing.T) {
 		want   string
 	}{
 		{"nobody listens", bus.Config{URL: "nats://" + nobody}, bustest.OneKey, "connection refused"},
-		{"a password that is wrong", bus.Config{URL: bustest.StartWithPassword(t, "secret").URL()}, bustest.OneKey, "Authorization Violation"},
+		{"a password that is wrong", bus.Config{URL: bustest.StartWithPassword(t, "secret").URL()}, bustest.OneKey, "uthorization"},
 		{"no JetStream", bus.Config{URL: bustest.StartWithoutJetStream(t).URL()}, bustest.OneKey, "has no JetStream"},
 		{"three copies on one server", bus.Config{URL: s.URL(), Replicas: 3}, bustest.OneKey, "replicas > 1 not supported"},
 		{"no keys", bus.Config{URL: s.URL()}, bustest.Keys{}, "keys of the bus are not read"},
