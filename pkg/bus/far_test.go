@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -183,4 +184,34 @@ func TestTroubleIsLogged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lateKeys cannot be read at first.
+type lateKeys struct{ there atomic.Bool }
+
+func (k *lateKeys) BusKeys(ctx context.Context) (mail.BusKeys, error) {
+	if !k.there.Load() {
+		return mail.BusKeys{}, errors.New("postgres is away")
+	}
+	return bustest.OneKey.BusKeys(ctx)
+}
+
+// Who starts without Postgres trusts nothing and publishes nothing, and takes
+// what waits once the keys are read.
+func TestKeysComeLate(t *testing.T) {
+	s := bustest.Start(t)
+	other := connect(t, s)
+	messages, ids := queued(1)
+	must(t, other.PublishQueued(t.Context(), messages))
+	keys := &lateKeys{}
+	b, err := bus.Connect(t.Context(), bus.Config{URL: s.URL()}, keys)
+	must(t, err)
+	t.Cleanup(b.Close)
+	if err := b.PublishQueued(t.Context(), messages); !errors.Is(err, bus.ErrDown) || b.Up() {
+		t.Errorf("without keys: up %v, publishing says %v", b.Up(), err)
+	}
+	box := newInbox()
+	background(t, func(ctx context.Context) error { return b.ConsumeQueued(ctx, box.queued) })
+	keys.there.Store(true)
+	eventually(t, "what waited arrives", box.has(ids...))
 }
