@@ -56,6 +56,7 @@ var explained = []difference{
 	{like(`.*(ENVID|ORCPT)=[^ ]{100,}`), 501, 250, "ENVID has 100 octets, ORCPT 500 (RFC 3461 §5)"},
 
 	// Paths that Postfix refuses.
+	{like(`\w+ \w+: *[^<"\s]+@`), 250, 501, "a path without brackets is taken, as by a Postfix whose strict_rfc821_envelopes is off; that of the test has it on"},
 	{like(`.*<(@[^:]*:)?""@`), 250, 501, "a quoted string may be empty (RFC 5321 §4.1.2)"},
 	{like(`.*@[\d.]+>`), 250, 501, "digits are a domain by the grammar; there is no MX for it"},
 	{like(`MAIL`), 250, 552, "Postfix holds the SIZE of a MAIL that it refused against the next one"},
