@@ -385,6 +385,8 @@ func TestPostgresAway(t *testing.T) {
 	if err := pg.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	for deadline := time.Now().Add(10 * time.Second); w.store.Ping(t.Context()) != nil && time.Now().Before(deadline); { // the pool drops what broke
+	}
 	mu.Lock()
 	before := len(sent)
 	mu.Unlock()
