@@ -11,26 +11,26 @@ import (
 	"github.com/postrider/postrider/pkg/mail"
 )
 
-// Size limits of a path, in octets: RFC 5321 §4.5.3.1.
+// Size limits of a path, in octets: RFC 5321 §4.5.3.1. Its 64 octets of a
+// local-part are what everybody has to take, and no limit of ours: addresses that
+// programs make, to reply to or to bounce to, are longer.
 const (
-	MaxLocalPart = 64
-	MaxDomain    = 255
-	MaxPath      = 256 // with the angle brackets, without a source route
-	maxLabel     = 63
+	MaxDomain = 255
+	MaxPath   = 256 // with the angle brackets, without a source route
+	maxLabel  = 63
 )
 
 // The ways in which a path breaks the grammar of RFC 5321 §4.1.2, §4.1.3 and
 // §4.5.3.1.
 var (
-	ErrPath          = errors.New("malformed path")
-	ErrNoDomain      = errors.New("address without a domain")
-	ErrDomain        = errors.New("malformed domain")
-	ErrLiteral       = errors.New("malformed address literal")
-	ErrLongLocalPart = errors.New("local-part over 64 octets")
-	ErrLongDomain    = errors.New("domain over 255 octets")
-	ErrLongPath      = errors.New("path over 256 octets")
-	ErrInvisible     = errors.New("a character that nobody sees in an address")
-	ErrNonASCII      = errors.New("address is not ASCII and SMTPUTF8 was not given")
+	ErrPath       = errors.New("malformed path")
+	ErrNoDomain   = errors.New("address without a domain")
+	ErrDomain     = errors.New("malformed domain")
+	ErrLiteral    = errors.New("malformed address literal")
+	ErrLongDomain = errors.New("domain over 255 octets")
+	ErrLongPath   = errors.New("path over 256 octets")
+	ErrInvisible  = errors.New("a character that nobody sees in an address")
+	ErrNonASCII   = errors.New("address is not ASCII and SMTPUTF8 was not given")
 )
 
 // Postmaster is the forward-path of "RCPT TO:<Postmaster>", which has no
@@ -186,31 +186,19 @@ func (p *pathParser) sourceRoute() error {
 	}
 }
 
-// localPart reads Dot-string or Quoted-string: RFC 5321 §4.1.2.
+// localPart reads Dot-string or Quoted-string: RFC 5321 §4.1.2. Dots may also
+// stand first, last or side by side, as in addresses that mobile operators of
+// Japan gave out: the local-part is quoted then.
 func (p *pathParser) localPart() (string, error) {
-	var local string
 	if p.at('"') {
 		content, err := p.quotedString()
-		if err != nil {
-			return "", err
-		}
-		local = quoteLocalPart(content)
-	} else {
-		start := p.i
-		for {
-			if p.run(isAtext) == "" {
-				return "", p.refuse(ErrPath)
-			}
-			if !p.take('.') {
-				break
-			}
-		}
-		local = p.s[start:p.i]
+		return quoteLocalPart(content), err
 	}
-	if len(local) > MaxLocalPart {
-		return "", ErrLongLocalPart
+	content := p.run(func(c byte) bool { return isAtext(c) || c == '.' })
+	if strings.Trim(content, ".") == "" {
+		return "", p.refuse(ErrPath)
 	}
-	return local, nil
+	return quoteLocalPart(content), nil
 }
 
 // quotedString reads a Quoted-string and returns what it stands for.

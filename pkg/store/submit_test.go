@@ -149,7 +149,7 @@ func TestSubmitBytes(t *testing.T) {
 func TestSubmitRefuses(t *testing.T) {
 	f := setup(t)
 	const ok = "From: a@example.com\r\n\r\n"
-	long := strings.Repeat("a", 65)
+	long := strings.Repeat("a", 243)
 	for _, c := range []struct{ name, reverse, recipient, content, options, want string }{
 		{"bare LF", "a@example.com", "b@example.org", "From: a@example.com\n\n", "", "bare CR or LF"},
 		{"bare CR", "a@example.com", "b@example.org", "From: a@example.com\r\n\r\na\rb\r\n", "", "bare CR or LF"},
@@ -164,7 +164,7 @@ func TestSubmitRefuses(t *testing.T) {
 		{"line break in a recipient", "a@example.com", "b@example.org>\r\nRCPT TO:<c@example.org", ok, "", "malformed"},
 		{"line break in a local-part", "a@example.com", "\"b\r\nc\"@example.org", ok, "", "malformed"},
 		{"space", "a@example.com", "b c@example.org", ok, "", "malformed"},
-		{"two dots", "a@example.com", "b..c@example.org", ok, "", "malformed"},
+		{"only dots", "a@example.com", "..@example.org", ok, "", "malformed"},
 		{"hyphen", "a@example.com", "b@-example.org", ok, "", "malformed"},
 		{"empty label", "a@example.com", "b@example..org", ok, "", "malformed"},
 		{"U-label", "a@example.com", "b@b\u00fccher.example", ok, "", "A-labels"},
@@ -173,7 +173,8 @@ func TestSubmitRefuses(t *testing.T) {
 		{"zero width space", "a@example.com", "ann\u200b@example.org", ok, "", "U+200B"},
 		{"no-break space", "a@example.com", "ann\u00a0@example.org", ok, "", "U+00A0"},
 		{"override", "ann\u202e@example.com", "b@example.org", ok, "", "U+202E"},
-		{"long local-part", "a@example.com", long + "@example.org", ok, "", "64"},
+		{"long path", "a@example.com", long + "@example.org", ok, "", "254"},
+		{"long path in quotes", "a@example.com", "." + long[3:] + "@example.org", ok, "", "254"},
 		{"reverse-path", "a@example.com>", "b@example.org", ok, "", "malformed"},
 		{"envid", "a@example.com", "b@example.org", ok, ", envid => E'a\\nb'", "envid"},
 		{"notify", "a@example.com", "b@example.org", ok, ", notify => 'NEVER,DELAY'", "notify"},
@@ -201,6 +202,28 @@ func TestSubmitRefuses(t *testing.T) {
 	}
 	if n := one[int](t, f, "SELECT count(*) FROM messages"); n != 0 {
 		t.Errorf("%d messages after refusals", n)
+	}
+}
+
+// Addresses that are in use and that RFC 5321 does not foresee are taken, and
+// stand in the envelope as it wants them.
+func TestSubmitTakesWhatIsInUse(t *testing.T) {
+	f := setup(t)
+	long := "reply+" + strings.Repeat("0123456789", 9)
+	for _, c := range []struct{ address, want string }{
+		{long + "@example.org", long + "@example.org"},
+		{"b..c@Example.org", `"b..c"@Example.org`},
+		{".b@example.org", `".b"@example.org`},
+		{"b.@example.org", `"b."@example.org`},
+		{`"b.."@example.org`, `"b.."@example.org`},
+		{"b.c@example.org", "b.c@example.org"},
+	} {
+		f.submit(t, `$2, ARRAY[$2, $3], $1::bytea`, []byte("From: a@example.com\r\n\r\n"), c.address, c.want)
+		if n := one[int](t, f, `SELECT count(*) FROM recipients JOIN messages USING (queue_id) WHERE forward_path = '`+c.want+`' AND reverse_path = forward_path
+			AND recipient_count = 1`); n != 1 {
+			t.Errorf("%s: %d messages from and to %s, want 1", c.address, n, c.want)
+		}
+		f.exec(t, "DELETE FROM recipients; DELETE FROM messages")
 	}
 }
 
