@@ -19,6 +19,7 @@ import (
 
 // openHTTP opens the addresses for HTTP clients.
 func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
+	door := httpd.NewDoorkeeper(*cfg)
 	for _, web := range []struct {
 		variable, address string
 		tls               bool
@@ -34,7 +35,7 @@ func (l *Listeners) openHTTP(ctx context.Context, cfg *httpd.Config) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", web.variable, err)
 		}
-		listener = cfg.Limit(listener)
+		listener = door.Listen(listener, web.tls)
 		if web.tls {
 			listener = tls.NewListener(listener, l.certs.Server())
 		}

@@ -14,8 +14,11 @@
 // # Limits
 //
 // Memory is bounded by a budget for all requests (429 and Retry-After beyond
-// it); whole messages that are large wait in the spool until they are here. A request that is sent slower
-// than 1 KiB/s beyond the read timeout is cut off. The address of a client is
+// it); whole messages that are large wait in the spool until they are here. A
+// request that is sent slower than 1 KiB/s beyond the read timeout is cut off,
+// and so is who does not read an answer within 10 s. Doorkeeper bounds the
+// connections of an address and a network, and the memory of header sections,
+// before anybody is known. The address of a client is
 // that of its connection: a proxy in front hides it, with the networks of a
 // credential and the brakes on guessing that go by it.
 package httpd

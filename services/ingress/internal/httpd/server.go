@@ -13,13 +13,11 @@ import (
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/postrider/postrider/pkg/telemetry"
 	"github.com/postrider/postrider/services/ingress/internal/access"
 	"github.com/postrider/postrider/services/ingress/internal/commit"
-	"github.com/postrider/postrider/services/ingress/internal/proxy"
 	"github.com/postrider/postrider/services/ingress/internal/spool"
 )
 
@@ -48,6 +46,8 @@ type Server struct {
 	metrics   *metrics
 	tracer    trace.Tracer
 	store     telemetry.Outage // for the log
+
+	writeTimeout time.Duration
 }
 
 // New returns a server whose messages go to the committer. Large ones that are
@@ -66,6 +66,8 @@ func New(cfg Config, committer *commit.Committer, k keeper, room *spool.Spool) (
 		spool:     room,
 		metrics:   newMetrics(),
 		tracer:    otel.Tracer("github.com/postrider/postrider/services/ingress"),
+
+		writeTimeout: writeTimeout,
 	}, nil
 }
 
@@ -74,8 +76,10 @@ func New(cfg Config, committer *commit.Committer, k keeper, room *spool.Spool) (
 // taken any more.
 func (s *Server) Serve(ctx context.Context, listeners []net.Listener) error {
 	server := &http.Server{
-		Handler:           s.routes(),
+		Handler:           counting(s.routes()),
+		ConnContext:       withVisitor,
 		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      s.writeTimeout, // of every answer; messages has more time to read, and sets it anew
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
@@ -103,12 +107,6 @@ func (s *Server) Serve(ctx context.Context, listeners []net.Listener) error {
 		return nil
 	})
 	return g.Wait()
-}
-
-// Limit bounds the connections of a listener, and finds out who comes through
-// a load balancer.
-func (c *Config) Limit(listener net.Listener) net.Listener {
-	return proxy.Listen(netutil.LimitListener(listener, c.MaxConnections), c.ProxyNetworks)
 }
 
 func (s *Server) routes() http.Handler {
@@ -140,7 +138,7 @@ func (s *Server) messages(w http.ResponseWriter, r *http.Request) {
 	}
 	result, err := s.take(w, r)
 	control := http.NewResponseController(w)
-	if err := control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := control.SetWriteDeadline(time.Now().Add(s.writeTimeout)); err != nil {
 		slog.Debug("HTTP deadline not set", "error", err)
 	}
 	if err != nil {
