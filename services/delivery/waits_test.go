@@ -44,6 +44,7 @@ func TestWhatClaimedMailWaitsForIsSaid(t *testing.T) {
 		}
 	}
 	mx.WaitMessages(t, 2, 30*time.Second)
+	r.drained(20 * time.Second)
 	r.accept(1, message{domain: "example.test"})
 	if all := said(); len(all) != 1 || all[0] != "" {
 		t.Errorf("the queue says %q of mail that nobody has claimed", all)
