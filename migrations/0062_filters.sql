@@ -58,7 +58,7 @@ LANGUAGE sql SET search_path = postrider, pg_temp AS $$
       AND NOT r.dispatched
       AND (p_queue_id IS NULL OR r.queue_id = p_queue_id)
       AND (p_domain IS NULL OR r.domain = lower(p_domain))
-      AND (p_site IS NULL OR r.site = p_site)
+      AND (p_site IS NULL OR site_within(r.site, p_site))
       AND (p_reverse_path IS NULL OR lower(m.reverse_path) LIKE pattern_of(p_reverse_path))
       AND (p_tenant IS NULL OR m.tenant = p_tenant)
       AND (p_campaign IS NULL OR m.campaign = p_campaign)
@@ -210,7 +210,7 @@ LEFT JOIN LATERAL (
                   ' by ', s.ordered_by, ': ' || nullif(s.reason, '')) AS text
     FROM postrider.suspensions s
     WHERE r.state = 'queued' AND s.kind = 'suspend' AND s.source = ''
-      AND (s.site = '' OR s.site = r.site)
+      AND (s.site = '' OR postrider.site_within(r.site, s.site))
       AND (s.tenant = '' OR s.tenant = m.tenant)
       AND (s.campaign = '' OR s.campaign = m.campaign)
     ORDER BY s.until DESC
@@ -226,6 +226,7 @@ BEGIN
     GRANT EXECUTE ON FUNCTION postrider.hold, postrider.release, postrider.retry_now, postrider.fail, postrider.cancel,
         postrider.matching, postrider.pattern_of, postrider.last_reply TO postrider_operator;
     GRANT EXECUTE ON FUNCTION postrider.pattern_of, postrider.last_reply TO postrider_reader;
+    GRANT EXECUTE ON FUNCTION postrider.site_within TO postrider_reader, postrider_operator;
 EXCEPTION WHEN undefined_object OR insufficient_privilege THEN
     RAISE NOTICE 'postrider: roles are not there: %', SQLERRM;
 END $$;

@@ -87,7 +87,7 @@ func (s *Store) Queue(ctx context.Context, f Filter, limit int) ([]QueueRow, err
 		  AND (@domain::text IS NULL OR domain = lower(@domain))
 		  AND (@from::text IS NULL OR lower(reverse_path) LIKE pattern_of(@from))
 		  AND (@to::text IS NULL OR lower(forward_path) LIKE pattern_of(@to))
-		  AND (@site::text IS NULL OR site = @site)
+		  AND (@site::text IS NULL OR site_within(site, @site))
 		  AND (@tenant::text IS NULL OR tenant = @tenant)
 		  AND (@campaign::text IS NULL OR campaign = @campaign)
 		  AND (@older::interval IS NULL OR accepted_at < now() - @older)

@@ -135,6 +135,23 @@ func TestSuspensionsAreAll(t *testing.T) {
 	if got := suspended(); !strings.HasPrefix(got, "site suspended until ") || !strings.HasSuffix(got, " by suspend_site: moves") {
 		t.Errorf("site: %q", got)
 	}
+	f.exec(t, "UPDATE recipients SET site = 'provider:big/mx.test'")
+	if got := suspended(); got != "" {
+		t.Errorf("another site: %q", got)
+	}
+	if _, err := f.SuspendSite(t.Context(), "provider:big", time.Hour, "all of it"); err != nil {
+		t.Fatal(err)
+	}
+	if got := suspended(); !strings.HasSuffix(got, ": all of it") {
+		t.Errorf("all sites of a provider: %q", got)
+	}
+	if rows, err := f.Queue(t.Context(), store.Filter{Site: "provider:big"}, 10); err != nil || len(rows) != 1 {
+		t.Errorf("the queue of a provider: %+v, %v", rows, err)
+	}
+	if n, err := f.Operate(t.Context(), store.Hold, store.Filter{Site: "provider:big"}, ""); err != nil || n != 1 {
+		t.Errorf("hold of a provider: %d, %v", n, err)
+	}
+	f.exec(t, "SELECT release(site => 'provider:big')")
 	m := mail.Measure{Kind: mail.MeasureSuspend, Tenant: "acme", Until: time.Now().Add(2 * time.Hour), By: "ann", Reason: "complaints"}
 	if err := f.Order(t.Context(), []mail.Measure{m}); err != nil {
 		t.Fatal(err)
@@ -143,7 +160,7 @@ func TestSuspensionsAreAll(t *testing.T) {
 		t.Errorf("tenant: %q", got)
 	}
 	all, err := f.Suspensions(t.Context())
-	if err != nil || len(all) != 2 || all[0].Tenant != "acme" || all[0].ID == 0 || all[1].Site != "mx.test" || all[1].ID != 0 {
+	if err != nil || len(all) != 3 || all[0].Tenant != "acme" || all[0].ID == 0 || all[1].Site != "mx.test" || all[1].ID != 0 {
 		t.Errorf("suspensions %+v, %v", all, err)
 	}
 }

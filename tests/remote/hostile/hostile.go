@@ -188,10 +188,10 @@ func relayed() Want {
 	return w
 }
 
-// after is relayed on so many connections, with so many transactions.
-func after(connections, transactions int) Want {
+// after is relayed on one connection, with so many transactions.
+func after(transactions int) Want {
 	w := relayed()
-	w.Connections, w.Transactions = connections, transactions
+	w.Connections, w.Transactions = 1, transactions
 	return w
 }
 

@@ -38,8 +38,8 @@ func lies() []*Scenario {
 	refuses := func(at smtptest.Phase, match string, do smtptest.Act) smtptest.Rule {
 		return smtptest.Rule{At: at, Match: match, Do: do}
 	}
-	without := after(1, 2)
-	two, both := []string{"one", "two"}, after(1, 2)
+	without := after(2)
+	two, both := []string{"one", "two"}, after(2)
 	both.Outcomes = []Outcome{{"relayed", "2.0.0"}, {"relayed", "2.0.0"}}
 	late := fails("5.4.7")
 	late.Next = true

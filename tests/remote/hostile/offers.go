@@ -17,9 +17,9 @@ func chunks() []*Scenario {
 	stalls := chunk("stall", "DATA", "says nothing to BDAT", smtptest.Bdat, smtptest.Stall(), next("4.4.2"))
 	stalls.Shaping = `data_timeout = "1s"`
 	return []*Scenario{
-		chunk("502", "DATA", "replies 502 to BDAT", smtptest.Bdat, reply(502, "5.5.1 what?"), after(1, 2)),
-		chunk("503", "DATA", "replies 503 to BDAT", smtptest.Bdat, reply(503, "5.5.1 not now"), after(1, 2)),
-		chunk("554", "DATA", "replies 554 to BDAT, and not to DATA", smtptest.Bdat, reply(554, "5.7.1 no"), after(1, 2)),
+		chunk("502", "DATA", "replies 502 to BDAT", smtptest.Bdat, reply(502, "5.5.1 what?"), after(2)),
+		chunk("503", "DATA", "replies 503 to BDAT", smtptest.Bdat, reply(503, "5.5.1 not now"), after(2)),
+		chunk("554", "DATA", "replies 554 to BDAT, and not to DATA", smtptest.Bdat, reply(554, "5.7.1 no"), after(2)),
 		chunk("451", "DATA", "replies 451 to BDAT", smtptest.Bdat, reply(451, "4.7.0 later"), waits("4.7.0")),
 		chunk("354", "DATA", "replies 354 to BDAT", smtptest.Bdat, reply(354, "go ahead"), next("4.5.0")),
 		chunk("421", "DATA", "replies 421 to BDAT and closes", smtptest.Bdat, smtptest.Then(reply(421, "4.3.2 bye"), drop), next("4.3.2")),

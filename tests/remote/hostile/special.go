@@ -120,10 +120,10 @@ func sessions() []*Scenario {
 	}
 	bye := smtptest.Then(smtptest.Reply(421, "4.7.0 enough"), smtptest.Drop())
 	for _, p := range points[2:] {
-		used("421-second-"+string(p.phase), p.at, "takes one message, then replies 421 and closes", p.phase, bye, after(1, 2))
+		used("421-second-"+string(p.phase), p.at, "takes one message, then replies 421 and closes", p.phase, bye, after(2))
 	}
-	used("drop-second-mail", "MAIL", "takes one message, then closes", smtptest.Mail, smtptest.Drop(), after(1, 2))
-	used("rst-second-mail", "MAIL", "takes one message, then sends RST", smtptest.Mail, smtptest.Reset(), after(1, 2))
+	used("drop-second-mail", "MAIL", "takes one message, then closes", smtptest.Mail, smtptest.Drop(), after(2))
+	used("rst-second-mail", "MAIL", "takes one message, then sends RST", smtptest.Mail, smtptest.Reset(), after(2))
 	used("drop-second-rcpt", "RCPT", "takes one message, then closes at RCPT", smtptest.Rcpt, smtptest.Drop(), func() Want {
 		w := next("4.4.2")
 		w.Connections = 0 // the one that was there
@@ -141,7 +141,7 @@ func sessions() []*Scenario {
 				say = smtptest.Then(say, smtptest.Drop())
 			}
 			s := &Scenario{
-				Name: u.name + "-unasked", At: "MAIL", Host: "takes one message, then says " + u.words, Used: true, Shaping: `idle_timeout = "1m"`, Want: after(1, 1),
+				Name: u.name + "-unasked", At: "MAIL", Host: "takes one message, then says " + u.words, Used: true, Shaping: `idle_timeout = "1m"`, Want: after(1),
 			}
 			rule := smtptest.Rule{At: smtptest.Dot, Times: 1, Do: smtptest.Then(smtptest.Reply(250, "2.0.0 taken"), smtptest.Later(time.Millisecond, say))}
 			s.Script = rules(rule)
@@ -165,7 +165,7 @@ func sessions() []*Scenario {
 		{"stall", "says nothing", "\nrset_timeout = \"1s\"", smtptest.Stall(), 1},
 	} {
 		all = append(all, &Scenario{
-			Name: r.name + "-at-rset", At: "RSET", Host: r.words, Owed: true, Shaping: `idle_timeout = "1m"` + r.timeout, Want: after(1, r.transactions),
+			Name: r.name + "-at-rset", At: "RSET", Host: r.words, Owed: true, Shaping: `idle_timeout = "1m"` + r.timeout, Want: after(r.transactions),
 			Script: rules(smtptest.Rule{At: smtptest.Rcpt, Match: "refused", Do: smtptest.Reply(550, "5.1.1 unknown")}, smtptest.Rule{At: smtptest.Rset, Times: 1, Do: r.do}),
 		})
 	}
