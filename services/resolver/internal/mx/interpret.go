@@ -38,7 +38,7 @@ type answer struct {
 
 // exchanger is one usable MX record.
 type exchanger struct {
-	host       string
+	host       string // a name, or an address
 	preference uint16
 }
 
@@ -134,10 +134,12 @@ func (a *answer) add(rr dns.RR) {
 			a.nullMX = true
 			return
 		}
-		// A target that is no host name, such as an address, is skipped:
-		// RFC 5321 §5.1 asks for a domain name.
+		// RFC 5321 §5.1 asks for a domain name. An address in its place is what
+		// its owner means by it; what is neither is skipped.
 		if host, ok := hostName(rr.Mx); ok {
 			a.mx = append(a.mx, exchanger{host, rr.Preference})
+		} else if addr, ok := literal(rr.Mx); ok {
+			a.mx = append(a.mx, exchanger{addr.String(), rr.Preference})
 		}
 	case *dns.A:
 		if addr, ok := netip.AddrFromSlice(rr.A.To4()); ok {
@@ -222,4 +224,10 @@ func hostName(text string) (string, bool) {
 		return "", false
 	}
 	return name, true
+}
+
+// literal returns the address that stands where a name should.
+func literal(text string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(strings.TrimSuffix(text, "."))
+	return addr, err == nil && addr.Zone() == ""
 }

@@ -283,6 +283,7 @@ func TestLoops(t *testing.T) {
 			"address.test": {"5 balancer.test", "10 mx.other.test"},
 			"backup.test":  {"5 mx.other.test", "10 balancer.test", "20 mx.third.test"},
 			"inside.test":  {"5 hidden.test", "10 mx.other.test"},
+			"literal.test": {"5 mx.other.test", "10 192.0.2.101"},
 		},
 		A: map[string][]string{
 			"relay.postrider.test": {"192.0.2.9"}, "other.name.test": {"192.0.2.8"}, "mx.other.test": {"192.0.2.1"}, "mx.third.test": {"192.0.2.3"},
@@ -299,6 +300,7 @@ func TestLoops(t *testing.T) {
 		"address.test":  "5.4.6",
 		"backup.test":   "balancer.test,mx.other.test,mx.third.test: 5 mx.other.test:25[192.0.2.1]",
 		"inside.test":   "5.4.6",
+		"literal.test":  "192.0.2.101,mx.other.test: 5 mx.other.test:25[192.0.2.1]",
 		"implicit.test": "5.4.6",
 	} {
 		if got := text(lookup(t, r, domain)); got != want {

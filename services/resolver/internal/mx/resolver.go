@@ -168,12 +168,17 @@ type addresses struct {
 func (a addresses) usable() bool { return len(a.v4)+len(a.v6) > 0 }
 
 // lookupHosts returns the addresses of each name, asking for all at once:
-// the client bounds how many questions are open.
+// the client bounds how many questions are open. An address has itself.
 func (r *Resolver) lookupHosts(ctx context.Context, names []string) []addresses {
 	hosts := make([]addresses, len(names))
 	families := make([][2]answer, len(names))
 	var g errgroup.Group
 	for i, name := range names {
+		if addr, ok := literal(name); ok {
+			known := answer{verdict: found, name: name, addrs: []netip.Addr{addr}, expires: time.Now().Add(r.ttl.max)}
+			families[i] = [2]answer{known, {verdict: noData, name: name, expires: known.expires}}
+			continue
+		}
 		for f, qtype := range [2]uint16{dns.TypeA, dns.TypeAAAA} {
 			g.Go(func() error {
 				families[i][f] = r.ask(ctx, name, qtype)

@@ -3,7 +3,6 @@ package mx
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +35,7 @@ func (r *Resolver) findSmartHosts(ctx context.Context, entries []string) (Result
 	var wrong []string
 	usable := hosts[:0]
 	var found []addresses
-	for i, a := range r.lookupSmartHosts(ctx, names) {
+	for i, a := range r.lookupHosts(ctx, names) {
 		expires = earlier(expires, a.expires)
 		switch {
 		case a.usable():
@@ -122,25 +121,4 @@ func smartSite(hosts []target) mail.Site {
 	}
 	slices.Sort(names)
 	return bounded(strings.Join(slices.Compact(names), ","))
-}
-
-// lookupSmartHosts is lookupHosts for names that may be addresses.
-func (r *Resolver) lookupSmartHosts(ctx context.Context, names []string) []addresses {
-	found := make([]addresses, len(names))
-	var toAsk []string
-	var at []int
-	for i, name := range names {
-		if addr, err := netip.ParseAddr(name); err == nil {
-			found[i].expires = time.Now().Add(r.ttl.max)
-			found[i].valid = found[i].expires
-			found[i].name = name // no alias: there is nothing to ask DNS
-			found[i].take(addr, r.cfg.Allow)
-			continue
-		}
-		toAsk, at = append(toAsk, name), append(at, i)
-	}
-	for i, a := range r.lookupHosts(ctx, toAsk) {
-		found[at[i]] = a
-	}
-	return found
 }
