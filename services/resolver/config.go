@@ -17,7 +17,7 @@ import (
 type Config struct {
 	Hostname         string         `envconfig:"HOSTNAME" required:"true" desc:"Name of this mail system, in EHLO, Received fields and reports: a fully qualified domain name."`
 	DNSServers       []string       `envconfig:"DNS_SERVERS" desc:"Recursive DNS servers as ip or ip:port, separated by commas. Empty: those of /etc/resolv.conf."`
-	DNSTimeout       time.Duration  `envconfig:"DNS_TIMEOUT" default:"5s" desc:"Time of one query to one DNS server; after two fifths of it, it is sent once more. A look-up gives up after six times that, and is tried again as the retry schedule says."`
+	DNSTimeout       time.Duration  `envconfig:"DNS_TIMEOUT" default:"5s" desc:"Time of one query to one DNS server; after two fifths of it, it is sent once more, without EDNS, which some routers drop. A look-up gives up after six times that, and is tried again as the retry schedule says."`
 	RemotePort       uint16         `envconfig:"REMOTE_PORT" default:"25" desc:"Port of mail exchangers, and of smart hosts without a port of their own."`
 	AllowTargets     []netip.Prefix `envconfig:"ALLOW_TARGETS" desc:"Networks that are loopback, private or otherwise inside, and may be relayed to all the same; separated by commas."`
 	AddressLiterals  bool           `envconfig:"ADDRESS_LITERALS" default:"false" desc:"Relay mail to address literals such as user@[192.0.2.1]."`

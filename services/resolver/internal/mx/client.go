@@ -21,6 +21,10 @@ const udpSize = 1232
 // slowFor is how long a server that did not answer is asked after the others.
 const slowFor = 30 * time.Second
 
+// plainFor is how long a server that seems to drop queries with EDNS is asked
+// without it. It may only have lost one: then long answers cost TCP meanwhile.
+const plainFor = time.Minute
+
 // client asks recursive name servers.
 type client struct {
 	servers []*server
@@ -31,8 +35,9 @@ type client struct {
 }
 
 type server struct {
-	addr      string
-	slowUntil atomic.Int64 // Unix nanoseconds
+	addr       string
+	slowUntil  atomic.Int64 // Unix nanoseconds
+	plainUntil atomic.Int64 // the same
 }
 
 // newClient takes servers as "ip" or "ip:port"; none means those of
@@ -142,18 +147,25 @@ func (c *client) order() []*server {
 func (c *client) ask(ctx context.Context, s *server, query *dns.Msg) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	reply, err := roundTrip(ctx, "udp", s.addr, query)
-	// RFC 6891 §7: a server that does not know EDNS answers FORMERR (and some
-	// NOTIMP) and is asked again without it.
-	if err == nil && (reply.Rcode == dns.RcodeFormatError || reply.Rcode == dns.RcodeNotImplemented) {
-		plain := question(query.Question[0].Name, query.Question[0].Qtype)
-		plain.Extra = nil
+	plain := query.Copy()
+	plain.Extra = nil
+	if s.plainUntil.Load() > time.Now().UnixNano() {
 		query = plain
-		reply, err = roundTrip(ctx, "udp", s.addr, query)
+	}
+	reply, repeated, err := roundTrip(ctx, "udp", s.addr, query, plain)
+	switch {
+	case err != nil || query == plain:
+	case reply.Rcode == dns.RcodeFormatError || reply.Rcode == dns.RcodeNotImplemented:
+		// RFC 6891 §7: a server that does not know EDNS answers FORMERR (and some
+		// NOTIMP) and is asked again without it.
+		query = plain
+		reply, _, err = roundTrip(ctx, "udp", s.addr, plain, plain)
+	case repeated && reply.IsEdns0() == nil:
+		s.plainUntil.Store(time.Now().Add(plainFor).UnixNano())
 	}
 	// RFC 7766 §5: what a truncated reply holds is not used; TCP has it all.
 	if err == nil && reply.Truncated {
-		reply, err = roundTrip(ctx, "tcp", s.addr, query)
+		reply, _, err = roundTrip(ctx, "tcp", s.addr, query, nil)
 		if err == nil && reply.Truncated {
 			err = errors.New("reply truncated over TCP")
 		}
@@ -164,42 +176,49 @@ func (c *client) ask(ctx context.Context, s *server, query *dns.Msg) (*dns.Msg, 
 // roundTrip sends one query and waits for the reply to it. Over UDP,
 // datagrams with another id or question are forged or late, and are passed
 // over: RFC 5452 §9.1. Each query has a socket, and so a port, of its own.
-func roundTrip(ctx context.Context, network, addr string, query *dns.Msg) (*dns.Msg, error) {
+//
+// A datagram that is lost costs less than the whole time: after two fifths of
+// it a second one is sent, and an answer to the first is still heard (RFC 1035
+// §4.2.1). The second has the id of the first and no EDNS, as there are routers
+// and firewalls that drop queries with it. repeated tells that it was sent.
+func roundTrip(ctx context.Context, network, addr string, query, plain *dns.Msg) (reply *dns.Msg, repeated bool, err error) {
 	var dialer net.Dialer
 	raw, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	conn := &dns.Conn{Conn: raw, UDPSize: udpSize}
 	defer conn.Close()
 	deadline, _ := ctx.Deadline() // always set by ask
 	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	packed, err := query.Pack()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if _, err := conn.Write(packed); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if network == "udp" {
-		// A datagram that is lost costs less than the whole time, and an answer
-		// that is slow is still heard: RFC 1035 §4.2.1.
-		again := time.AfterFunc(time.Until(deadline)*2/5, func() { _, _ = conn.Write(packed) })
-		defer again.Stop()
+		second, err := plain.Pack()
+		if err != nil {
+			return nil, false, err
+		}
+		again := time.AfterFunc(time.Until(deadline)*2/5, func() { _, _ = conn.Write(second) })
+		defer func() { repeated = !again.Stop() }()
 	}
 	for {
 		reply, err := conn.ReadMsg()
 		switch {
 		case reply == nil && (network == "tcp" || !errors.Is(err, dns.ErrShortRead)):
-			return nil, err
+			return nil, false, err
 		case reply != nil && answers(query, reply):
-			return reply, err // err: the reply is ours and malformed
+			return reply, false, err // err: the reply is ours and malformed
 		case network == "tcp":
-			return nil, errors.New("reply to another question")
+			return nil, false, errors.New("reply to another question")
 		}
 	}
 }

@@ -157,6 +157,29 @@ func TestServerWithoutEDNS(t *testing.T) {
 	}
 }
 
+// What drops queries with EDNS, as some routers do, costs the first look-up a
+// part of its time and no more.
+func TestEDNSDropped(t *testing.T) {
+	zone := oneAddress
+	var sized atomic.Int32
+	zone.Forge = func(reply *dns.Msg) {
+		if reply.IsEdns0() != nil {
+			sized.Add(1)
+			reply.Id++ // nobody hears it
+		}
+	}
+	s := dnstest.Start(t, zone)
+	c := newTestClient(t, time.Second, s.Addr())
+	for range 3 {
+		if got, err := addressOf(t, c, "a.test"); got != wantAddress {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	if sized.Load() != 1 {
+		t.Errorf("%d queries with EDNS, want 1", sized.Load())
+	}
+}
+
 // RFC 5452 §9.1: a reply counts only with the right id and question.
 func TestForgedReplies(t *testing.T) {
 	for _, c := range []struct {
