@@ -137,6 +137,10 @@ func TestDirIsUsedAgain(t *testing.T) {
 		if err := os.WriteFile(stale, []byte(line), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		socket := filepath.Join(first.Dir(), ".s.PGSQL.5432.lock") // of the directory's account: Postgres reads what it has left
+		if err := os.WriteFile(socket, []byte(line), 0o644); err != nil {
+			t.Fatal(err)
+		}
 		again, err := Start(t.Context(), Options{Dir: dir})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

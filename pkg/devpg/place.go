@@ -252,6 +252,8 @@ func (a account) mayEnter(dir string) (bool, error) {
 	}
 }
 
+var errInUse = errors.New("in use by a process that still runs")
+
 // lockDir takes the lock of the data directory, so that two processes never
 // run a server on it. The kernel gives it back when this process ends.
 func lockDir(dir string) (*os.File, error) {
@@ -260,7 +262,10 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s is in use by another process: %w", dir, err), f.Close())
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = errInUse
+		}
+		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), f.Close())
 	}
 	return f, nil
 }
@@ -285,6 +290,17 @@ func clearStale(ctx context.Context, dir string) error {
 	}
 	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && cwd == dir && runs(pid) {
 		if err := stopOrphan(ctx, pid); err != nil {
+			return err
+		}
+	}
+	// The lock of the socket has the same pid. Nobody but a server of this
+	// directory makes it here, and none runs.
+	sockets, err := filepath.Glob(filepath.Join(dir, ".s.PGSQL.*.lock"))
+	if err != nil {
+		return err
+	}
+	for _, lock := range sockets {
+		if err := os.Remove(lock); err != nil {
 			return err
 		}
 	}
