@@ -59,6 +59,7 @@ type Bus struct {
 	mu         sync.Mutex // guards what follows
 	up         bool
 	why        error  // why not up
+	closed     bool   // by Close: that the connection ends is no news
 	unmet      error  // of the last attempt to connect
 	logged     string // what was said of that
 	loggedAt   time.Time
@@ -158,7 +159,7 @@ func (b *Bus) Close() {
 	b.stop()
 	b.keeper.Wait() //nolint:errcheck // the keeper returns nil
 	b.mu.Lock()
-	b.up, b.why = false, errors.New("closed")
+	b.up, b.why, b.closed = false, errors.New("closed"), true
 	b.endPeriod()
 	b.mu.Unlock()
 	b.metrics.unregister()
@@ -247,6 +248,10 @@ func (b *Bus) notConnected(err error) {
 // setState ends the period if the state differs or anew is set.
 func (b *Bus) setState(up bool, why error, anew bool) {
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return
+	}
 	turned := b.up != up
 	b.up, b.why = up, why
 	if turned || anew {

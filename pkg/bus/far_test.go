@@ -186,6 +186,28 @@ func TestTroubleIsLogged(t *testing.T) {
 	}
 }
 
+// A process that stops has no trouble with NATS to tell of.
+func TestCloseIsNoTrouble(t *testing.T) {
+	before := slog.Default()
+	t.Cleanup(func() { slog.SetDefault(before) })
+	s := bustest.Start(t)
+	log := &lines{}
+	slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
+	b, err := bus.Connect(t.Context(), bus.Config{URL: s.URL()}, bustest.OneKey)
+	must(t, err)
+	eventually(t, "the bus is up", b.Up)
+	b.Close()
+	// The client tells of the end from a goroutine of its own: what a second
+	// connection says comes later.
+	other, err := bus.Connect(t.Context(), bus.Config{URL: s.URL()}, bustest.OneKey)
+	must(t, err)
+	defer other.Close()
+	eventually(t, "another bus is up", other.Up)
+	if strings.Contains(log.String(), "bus: down") {
+		t.Errorf("closed without need, and said:\n%s", log)
+	}
+}
+
 // lateKeys cannot be read at first.
 type lateKeys struct{ there atomic.Bool }
 
