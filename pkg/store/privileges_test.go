@@ -101,3 +101,28 @@ func TestReadersAndSubmittersCannotRetire(t *testing.T) {
 		}
 	}
 }
+
+// What a role may call is of no use to it when it may not call what that
+// calls: a function that one of ours uses needs the same callers.
+func TestCallersMayCallWhatIsCalled(t *testing.T) {
+	f := setup(t)
+	rows, err := f.db.Query(t.Context(), `SELECT r.rolname || ' may call ' || outside.proname || ' and not ' || inside.proname
+FROM pg_proc outside
+JOIN pg_proc inside ON inside.pronamespace = outside.pronamespace AND inside.oid <> outside.oid
+    AND outside.prosrc ~ ('\m' || inside.proname || '\(')
+JOIN pg_roles r ON r.rolname LIKE 'postrider\_%'
+WHERE outside.pronamespace = 'postrider'::regnamespace AND NOT outside.prosecdef
+  AND has_function_privilege(r.oid, outside.oid, 'EXECUTE')
+  AND NOT EXISTS (SELECT FROM pg_proc same WHERE same.pronamespace = inside.pronamespace AND same.proname = inside.proname
+      AND has_function_privilege(r.oid, same.oid, 'EXECUTE'))`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range found {
+		t.Error(what)
+	}
+}
