@@ -54,13 +54,16 @@ func (f Filter) args() pgx.NamedArgs {
 	return args
 }
 
+// Places returns what QueueRow.Place may be.
+func Places() []string { return []string{"waiting", "parked", "claimed", "in transaction", "held"} }
+
 // QueueRow is a row of view postrider.queue: a recipient without a final
 // state.
 type QueueRow struct {
 	ID            mail.QueueID
 	RecipientNo   int32
 	State         string // queued or held
-	Place         string // waiting, parked, claimed, in transaction, held
+	Place         string // one of Places
 	ReversePath   mail.ReversePath
 	ForwardPath   mail.ForwardPath
 	Campaign      string // "" for none

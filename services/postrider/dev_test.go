@@ -346,6 +346,9 @@ func TestDevWalk(t *testing.T) {
 	if out, err := p.run("cancel", "--from", "yuo@demo.test", "--domain", "dead.test"); err == nil || !strings.Contains(out, "nothing that is queued matches --from yuo@demo.test") {
 		t.Errorf("cancel of what is not there: %v, %s", err, out)
 	}
+	if out, err := p.run("queue", "--place", "parkd"); err == nil || !strings.Contains(out, `--place "parkd", want one of: waiting, parked`) {
+		t.Errorf("queue in a place that is none: %v, %s", err, out)
+	}
 	p.must("site", "resume", "127.0.0.1:9")
 	// The demo destination takes over: held mail stays, the other leaves.
 	var demo string

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,6 +86,9 @@ func queueCommand() *cobra.Command {
 		Short: "List the recipients that have no final state yet, oldest first",
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("place") && !slices.Contains(store.Places(), flags.Place) {
+				return usageError{fmt.Errorf("--place %q, want one of: %s", flags.Place, strings.Join(store.Places(), ", "))}
+			}
 			filter, err := flags.filter()
 			if err != nil {
 				return err

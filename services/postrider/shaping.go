@@ -367,6 +367,9 @@ func versionOf(ctx context.Context, db *store.Store, args []string) (store.Shapi
 	}
 	v, err := db.Shaping(ctx, n)
 	if errors.Is(err, store.ErrNotFound) {
+		if n == 0 {
+			return v, errors.New("no version was applied: presets and POSTRIDER_SHAPING_FILE hold alone; postrider shaping explain shows them")
+		}
 		return v, errors.New("there is no such version; see postrider shaping history")
 	}
 	return v, err

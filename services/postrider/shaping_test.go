@@ -66,6 +66,7 @@ func TestShapingCommands(t *testing.T) {
 		}
 	}
 	write(shapingFile)
+	l.fails("shaping show", "no version was applied", false)
 	l.ok("shaping validate "+file,
 		`"default".remember_broken_tls: known, and without effect here`,
 		`"gone.example": `,
