@@ -81,7 +81,7 @@ func newMachine(t *testing.T) *machine {
 	}
 	login := []string{"PGHOST=" + at.Query().Get("host"), "PGUSER=postrider", "PGDATABASE=postrider"}
 	logins := []string{"--no-psqlrc", "--quiet"}
-	for _, name := range append(services(t), "operator") {
+	for _, name := range append(services(t), "operator", "reader") {
 		logins = append(logins, "--variable="+name+"=it's "+name)
 	}
 	for range 2 { // whoever changes a password runs it again
