@@ -146,6 +146,12 @@ func readReplyLine(r *bufio.Reader, keep, left int) (line []byte, n int, err err
 			}
 			return nil, n, err
 		}
+		if whole {
+			// What does not begin as a reply does is none, however it goes on.
+			if _, _, _, ok := cutReplyCode(line[:4]); !ok {
+				return nil, n, fmt.Errorf("%w: %q", ErrReply, clip(line))
+			}
+		}
 		whole = false
 	}
 }

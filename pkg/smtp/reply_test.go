@@ -63,6 +63,8 @@ func TestReadReply(t *testing.T) {
 		{in: "250-a\r\nx\r\n", err: ErrReply},
 		{in: "550 " + strings.Repeat("x", 100000), err: io.ErrUnexpectedEOF},
 
+		{in: strings.Repeat("\x00\xff", 4096), err: ErrReply}, // no line end has to come
+
 		// What is too much is dropped, and the code of the last line counts.
 		{in: "550 " + strings.Repeat("x", 2043) + "\r\n", want: mail.Reply{Code: 550, Lines: []string{strings.Repeat("x", 2000)}}},
 		{in: "550 5.7.1 " + strings.Repeat("x", 100000) + "\r\n", want: mail.Reply{
