@@ -119,8 +119,8 @@ func TestDirIsUsedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	exec1(t, first, "CREATE TABLE kept AS SELECT 'yes' AS v")
-	if _, err := Start(t.Context(), Options{Dir: dir}); err == nil || !strings.Contains(err.Error(), "in use") {
-		t.Errorf("second server in the same directory: %v, want an error that says in use", err)
+	if _, err := Start(t.Context(), Options{Dir: dir}); !errors.Is(err, ErrInUse) {
+		t.Errorf("second server in the same directory: %v, want ErrInUse", err)
 	}
 	if err := first.Stop(); err != nil {
 		t.Fatal(err)

@@ -252,7 +252,8 @@ func (a account) mayEnter(dir string) (bool, error) {
 	}
 }
 
-var errInUse = errors.New("in use by a process that still runs")
+// ErrInUse says that another process runs a server on the data directory.
+var ErrInUse = errors.New("in use by a process that still runs")
 
 // lockDir takes the lock of the data directory, so that two processes never
 // run a server on it. The kernel gives it back when this process ends.
@@ -263,7 +264,7 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = errInUse
+			err = ErrInUse
 		}
 		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), f.Close())
 	}

@@ -168,6 +168,9 @@ func (d *dev) surround(ctx context.Context) error {
 	}
 	if given.Where.PostgresURL == "" {
 		pg, err := devpg.Start(ctx, devpg.Options{Dir: filepath.Join(dir, postgresName), Durable: true})
+		if errors.Is(err, devpg.ErrInUse) {
+			return fmt.Errorf("a postrider dev runs already in %s: stop it, or name another directory by POSTRIDER_DATA_DIR", dir)
+		}
 		if err != nil {
 			return err
 		}

@@ -281,7 +281,7 @@ func TestDevWalk(t *testing.T) {
 	})
 
 	t.Run("a second instance is refused", func(t *testing.T) {
-		if out, err := p.run("dev"); err == nil || !strings.Contains(out, "in use") {
+		if out, err := p.run("dev"); err == nil || !strings.Contains(out, "runs already in") {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
