@@ -83,7 +83,7 @@ type health struct {
 func (h *health) serve(address string, metrics http.Handler) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return fmt.Errorf("POSTRIDER_METRICS_LISTEN: %w", err)
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {

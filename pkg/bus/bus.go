@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -219,8 +220,11 @@ func (b *Bus) request(ctx context.Context) (context.Context, context.CancelFunc)
 
 // disconnected takes the bus down at once. The keeper finds out what follows.
 func (b *Bus) disconnected(err error) {
-	if err == nil {
+	switch {
+	case err == nil:
 		err = errors.New("disconnected")
+	case errors.Is(err, io.EOF):
+		err = errors.New("the server ended the connection")
 	}
 	b.signer.renew()
 	b.setState(false, err, false)
