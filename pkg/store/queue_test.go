@@ -238,7 +238,7 @@ func TestDelayedRecipientIsRungAgainInTime(t *testing.T) {
 	if len(ring) != 1 || ring[0].Recipients[0].Tries != 1 {
 		t.Errorf("ring %+v", ring)
 	}
-	if n := one[int](t, f, "SELECT count(*) FROM queue WHERE last_reply = 'greylisted' AND place = 'waiting'"); n != 1 {
+	if n := one[int](t, f, "SELECT count(*) FROM queue WHERE last_reply = '450 greylisted' AND place = 'waiting'"); n != 1 {
 		t.Error("the view does not show the last reply")
 	}
 }

@@ -134,4 +134,4 @@ func TestDocumentsNameRealVariables(t *testing.T) {
 }
 
 // testVariable are variables of the tests, not of the product.
-var testVariable = regexp.MustCompile(`^POSTRIDER_(TEST|CHAOS|RATES|ISOLATION|LOAD)_`)
+var testVariable = regexp.MustCompile(`^POSTRIDER_(TEST|CHAOS|RATES|ISOLATION|LOAD|TENANTS)_`)

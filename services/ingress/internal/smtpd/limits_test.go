@@ -49,7 +49,7 @@ func TestErrorsSinceTheLastMessage(t *testing.T) {
 	server := startServer(t, testConfig(), &fakeStore{})
 	c := server.greeted(t)
 	for i := range 3 * testConfig().MaxErrors {
-		c.send("MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<bad..address@example.net>\r\nDATA\r\n")
+		c.send("MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<bad address@example.net>\r\nDATA\r\n")
 		for _, want := range []string{"250 2.1.0", "250 2.1.5", "501 5.1.3", "354"} {
 			c.expect(want)
 		}
