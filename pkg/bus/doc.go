@@ -16,7 +16,7 @@
 // The bus is a place where mail could be stolen: whoever reaches NATS can
 // listen, publish, and give the same frame again. So each frame and notice ends
 // in a seal, made with a key that only services can read, from Postgres
-// (docs/decisions/0014): what was forged, changed, cut off, replayed or is old
+// (docs/decisions/0012): what was forged, changed, cut off, replayed or is old
 // is dropped, counted by reason, and logged. Until the keys have been read the
 // bus is down. What a frame says of routes and paths is checked all the same,
 // so that no row waits for a request that nobody can serve.
