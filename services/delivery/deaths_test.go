@@ -18,7 +18,7 @@ func TestHomesThatDieInARowDoNotStopASite(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	mx := smtptest.Start(t, smtptest.Script{})
-	const site, limit, deaths = mail.Site("mx.example.test"), 20, 3
+	const site, limit, deaths = mail.Site("mx.example.test"), 20, 6
 	r.route("example.test", site, mx.Addr())
 	c := r.config("[\"example.test\"]\nmax_connection_rate = \"20/min\"\nconnection_limit = 10\n")
 	c.HomeLease, c.DrainTimeout = time.Second, time.Second
